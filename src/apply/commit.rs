@@ -1,0 +1,432 @@
+//! Carries out a journal: every record is a rename or a change of attributes that can be repeated, so a
+//! crash at any point is healed by carrying the whole journal out again.
+//!
+//! Order: new names, moves, replacements, removals, attributes (directories last, deepest first); then a
+//! sync; then a look at everything that was displaced. What is not what the plan expected is drift and
+//! goes to the trash under that name. Between the first and the last rename nothing else is done: that is
+//! the time in which a reader can see a mix.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::control::{Control, OLD_STAGE, STAGE};
+use super::journal::{Ident, Journal, Record};
+use super::ops::Ops;
+use super::stage::Staged;
+use super::trash;
+use crate::disk::{Dir, Stat, now, remove_tree};
+use crate::error::{Class, Context as _, Error, PathError, Result};
+use crate::model::{Digest, Kind, Name, TreePath};
+use crate::scan::{Index, changed_within};
+
+/// More files than this are looked at again by hashing after a commit (a bound on memory).
+const MAX_KNOWN: usize = 100_000;
+/// A longer journal is read once per phase instead of being held in memory.
+const MAX_IN_MEMORY: u64 = 50_000;
+/// A later change gets another ctime when it comes this much later.
+pub(super) const CLOCK_STEP: Duration = Duration::from_millis(25);
+
+/// A file that a commit put in place, moved, or set attributes of.
+#[derive(Debug)]
+pub(crate) struct KnownFile {
+    id: Ident,
+    /// Where the file was looked at afterwards: nothing may have changed since.
+    ctime: Option<crate::model::Mtime>,
+    digest: Digest,
+}
+
+/// A finished commit.
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// Paths at which something was displaced that the plan did not expect; it is in the trash.
+    pub drift: Vec<TreePath>,
+    /// Paths at which the commit failed; they may be old or new, never half.
+    pub errors: Vec<PathError>,
+    /// Those of them whose name is not what it should be, with all below.
+    pub failed: BTreeSet<TreePath>,
+    /// Digests of what was put in place one by one.
+    pub(crate) known: HashMap<TreePath, KnownFile>,
+    /// Renames and other steps.
+    pub records: u64,
+    /// When the last rename was done.
+    at: crate::model::Mtime,
+}
+
+impl Committed {
+    /// Waits until a later change would get another ctime than the commit's renames.
+    pub fn wait_for_clock(&self) {
+        wait_for_clock(self.at);
+    }
+
+    /// The digest of a file that this commit put in place, if it still is that file.
+    pub fn digest(&self, dir: &TreePath, name: &[u8], stat: &Stat) -> Option<Digest> {
+        let path = dir.join(&Name::new(name).ok()?);
+        self.known
+            .get(&path)
+            .filter(|k| k.id.is(stat) && k.ctime.is_none_or(|ctime| ctime == stat.id.ctime))
+            .map(|k| k.digest)
+    }
+}
+
+/// Makes a staged plan visible.
+///
+/// # Errors
+/// Before the journal is durable: the tree is as it was. After: the next start carries it out to its end.
+pub fn commit(control: &Control, staged: Staged, index: &Index, seq: u64, keep: bool) -> Result<Committed> {
+    control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+    let mut journal = staged.journal.finish(&control.dir)?;
+    let mut run = Run::new(control, &mut journal, false)?;
+    run.before()?;
+    wait_for_clock(staged.at);
+    run.renames()?;
+    run.finish(Some(index), seq, keep)
+}
+
+/// Carries out the journal that a crash left, when there is one.
+///
+/// # Errors
+/// As [`commit`]; the journal then stays.
+pub fn recover(
+    control: &Control,
+    index: Option<&Index>,
+    marker_seq: u64,
+    keep: bool,
+) -> Result<Option<Committed>> {
+    let Some(mut journal) = Journal::pending(&control.dir)? else {
+        return Ok(None);
+    };
+    let mut seq = None;
+    journal.each(&mut |record| {
+        if let Record::Begin { seq: s, .. } = record {
+            seq = Some(s);
+        }
+        Ok(())
+    })?;
+    let seq = seq.ok_or_else(|| Error::integrity("the journal does not say whose it is"))?;
+    if seq <= marker_seq {
+        Journal::remove(&control.dir)?;
+        return Ok(None);
+    }
+    let mut run = Run::new(control, &mut journal, true)?;
+    run.renames()?;
+    run.finish(index, seq, keep).map(Some)
+}
+
+pub(super) fn wait_for_clock(since: crate::model::Mtime) {
+    let now = now();
+    let ns = |t: crate::model::Mtime| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
+    let passed = ns(now) - ns(since);
+    let step = CLOCK_STEP.as_nanos() as i128;
+    if (0..step).contains(&passed) {
+        std::thread::sleep(Duration::from_nanos((step - passed) as u64));
+    }
+}
+
+/// The last directory opened below a root.
+pub(super) struct Cached<'a> {
+    pub(super) root: &'a Dir,
+    pub(super) last: Option<(Vec<u8>, Dir)>,
+}
+
+impl<'a> Cached<'a> {
+    pub(super) fn new(root: &'a Dir) -> Self {
+        Self { root, last: None }
+    }
+
+    pub(super) fn at(&mut self, parent: &[u8]) -> rustix::io::Result<&Dir> {
+        if self.last.as_ref().is_none_or(|(at, _)| at != parent) {
+            let path = TreePath::new(parent).map_err(|_| Errno::INVAL)?;
+            self.last = Some((parent.to_vec(), self.root.open(&path)?));
+        }
+        self.last.as_ref().map(|(_, dir)| dir).ok_or(Errno::NOENT)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    New,
+    Move,
+    Replace,
+    Remove,
+    Attrs,
+}
+
+const PHASES: [Phase; 6] =
+    [Phase::Open, Phase::New, Phase::Move, Phase::Replace, Phase::Remove, Phase::Attrs];
+
+fn phase_of(record: &Record) -> Option<Phase> {
+    Some(match record {
+        Record::Begin { .. } | Record::End { .. } => return None,
+        Record::Open { .. } => Phase::Open,
+        Record::Put { old: None, .. } => Phase::New,
+        Record::Put { old: Some(_), .. } => Phase::Replace,
+        Record::Move { .. } => Phase::Move,
+        Record::Remove { .. } => Phase::Remove,
+        Record::Attrs { .. } => Phase::Attrs,
+    })
+}
+
+struct Run<'a> {
+    control: &'a Control,
+    journal: &'a mut Journal,
+    /// `None`: gone already, so all renames are done.
+    stage: Option<Dir>,
+    home: Dir,
+    again: bool,
+    drift: BTreeSet<TreePath>,
+    errors: Vec<PathError>,
+    failed: BTreeSet<TreePath>,
+    known: HashMap<TreePath, KnownFile>,
+    records: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(control: &'a Control, journal: &'a mut Journal, again: bool) -> Result<Self> {
+        let mut staging = None;
+        let mut count = 0;
+        let mut present = [false; PHASES.len()];
+        journal.each(&mut |record| {
+            if let Record::Begin { staging: s, .. } = &record {
+                staging.clone_from(s);
+            }
+            if let Some(phase) = phase_of(&record) {
+                present[phase as usize] = true;
+                count += 1;
+            }
+            Ok(())
+        })?;
+        let home = control.stage_home_of(staging.as_deref())?;
+        let stage = match home.open_child(STAGE) {
+            Ok(stage) => Some(stage),
+            Err(Errno::NOENT) => None,
+            Err(e) => return Err(e).context(|| "open the staging directory".into()),
+        };
+        Ok(Self {
+            control,
+            journal,
+            stage,
+            home,
+            again,
+            drift: BTreeSet::new(),
+            errors: Vec::new(),
+            failed: BTreeSet::new(),
+            known: HashMap::new(),
+            records: count,
+        })
+    }
+
+    /// Looks once more at what will be displaced: a change since the scan is drift.
+    fn before(&mut self) -> Result<()> {
+        let mut tree = Cached::new(&self.control.root);
+        let drift = &mut self.drift;
+        self.journal.each(&mut |record| {
+            if let Record::Put { path, old: Some(old), .. } | Record::Remove { path, old, .. } = record {
+                let (parent, name) = path.split();
+                let stat = tree.at(parent).and_then(|dir| dir.stat(name));
+                if stat.is_ok_and(|stat| !old.is_untouched(&stat)) {
+                    drift.insert(path);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn renames(&mut self) -> Result<()> {
+        let Some(stage) = &self.stage else {
+            return Ok(());
+        };
+        let mut ops = Ops {
+            tree: Cached::new(&self.control.root),
+            stage: Cached::new(stage),
+            again: self.again,
+            drift: &mut self.drift,
+        };
+        // decoded once, ordered by phase: nothing but renames happens in between
+        let mut phases: [Vec<Record>; PHASES.len()] = Default::default();
+        let small = self.records <= MAX_IN_MEMORY;
+        if small {
+            self.journal.each(&mut |record| {
+                if let Some(phase) = phase_of(&record) {
+                    phases[phase as usize].push(record);
+                }
+                Ok(())
+            })?;
+        }
+        let control = self.control;
+        let errors = &mut self.errors;
+        let failures = &mut self.failed;
+        let known = &mut self.known;
+        for phase in PHASES {
+            let mut one = |record: Record| {
+                if phase_of(&record) != Some(phase) {
+                    return Ok(());
+                }
+                match ops.run(&record) {
+                    Ok(after) => {
+                        remember(known, record, after);
+                        Ok(())
+                    }
+                    Err(e) => {
+                        let path = failed(control, errors, &record, e)?;
+                        if !matches!(record, Record::Attrs { .. } | Record::Open { .. }) {
+                            failures.extend(path);
+                        }
+                        Ok(())
+                    }
+                }
+            };
+            if small {
+                for record in std::mem::take(&mut phases[phase as usize]) {
+                    one(record)?;
+                }
+            } else {
+                self.journal.each(&mut one)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, index: Option<&Index>, seq: u64, keep: bool) -> Result<Committed> {
+        let control = self.control;
+        let at = now();
+        control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+        let displaced = self.after(index)?;
+        let drift: Vec<TreePath> = self.drift.iter().cloned().collect();
+        if let Some(stage) = &self.stage {
+            trash::set_aside(control, stage, seq, &drift)?;
+            if displaced && keep {
+                trash::keep(control, &self.home, seq)?;
+            }
+            control.dir.sync().context(|| format!("sync {}/.syncagent", control.shown()))?;
+        }
+        for name in [STAGE, OLD_STAGE] {
+            remove_tree(&self.home, name)
+                .context(|| format!("empty the staging directory of {}", control.shown()))?;
+        }
+        if let Some(mut marker) = control.marker()? {
+            marker.seq = seq;
+            control.set_marker(&marker)?;
+        }
+        Journal::remove(&control.dir)?;
+        self.errors.sort();
+        Ok(Committed {
+            drift,
+            errors: self.errors,
+            failed: self.failed,
+            known: self.known,
+            records: self.records,
+            at,
+        })
+    }
+
+    /// Looks at everything that was displaced; says whether there is anything.
+    fn after(&mut self, index: Option<&Index>) -> Result<bool> {
+        let Some(stage) = &self.stage else {
+            return Ok(false);
+        };
+        let mut there = Cached::new(stage);
+        let drift = &mut self.drift;
+        let failed = &self.failed;
+        let mut any = false;
+        let mut dirs = Vec::new();
+        self.journal.each(&mut |record| {
+            let (path, old, row, put) = match record {
+                Record::Put { path, old, row, new, .. } => (path, old, row, Some(new)),
+                Record::Remove { path, old, row } => (path, Some(old), row, None),
+                Record::Move { path, .. } => (path, None, 0, None),
+                _ => return Ok(()),
+            };
+            let (parent, name) = path.split();
+            let stat = match there.at(parent).and_then(|dir| dir.stat(name)) {
+                Ok(stat) => stat,
+                Err(_) => {
+                    // nothing was displaced
+                    drift.remove(&path);
+                    return Ok(());
+                }
+            };
+            if failed.contains(&path) && put.is_some_and(|new| new.is(&stat)) {
+                // never got into place
+                drift.remove(&path);
+                return there
+                    .at(parent)
+                    .and_then(|dir| remove_tree(dir, name))
+                    .context(|| format!("unstage {path}"));
+            }
+            any = true;
+            match old {
+                Some(old) if old.is(&stat) => {
+                    if old.kind == Kind::Dir && row != 0 {
+                        dirs.push((path, row));
+                    }
+                }
+                _ => drop(drift.insert(path)),
+            }
+            Ok(())
+        })?;
+        if let Some(index) = index {
+            for (path, row) in dirs {
+                let changed = changed_within(stage, &path, row, index)?;
+                drift.extend(changed);
+            }
+        }
+        Ok(any)
+    }
+}
+
+/// Keeps the digest of what a record put in place, `after` being its state when that was looked at.
+fn remember(known: &mut HashMap<TreePath, KnownFile>, record: Record, after: Option<Stat>) {
+    if known.len() >= MAX_KNOWN {
+        return;
+    }
+    match (record, after) {
+        (Record::Put { path, new, digest: Some(digest), .. }, _) => {
+            known.insert(path, KnownFile { id: new, ctime: None, digest });
+        }
+        (
+            Record::Move { path, digest: Some(digest), .. }
+            | Record::Attrs { path, digest: Some(digest), .. },
+            Some(stat),
+        ) => {
+            known.insert(path, KnownFile { id: Ident::of(&stat), ctime: Some(stat.id.ctime), digest });
+        }
+        _ => {}
+    }
+}
+
+/// An error of one path leaves the others alone; what concerns the whole file system ends the run, and
+/// the next one carries the journal out.
+fn failed(
+    control: &Control,
+    errors: &mut Vec<PathError>,
+    record: &Record,
+    e: Errno,
+) -> Result<Option<TreePath>> {
+    let path = match record {
+        Record::Put { path, .. }
+        | Record::Move { path, .. }
+        | Record::Remove { path, .. }
+        | Record::Open { path }
+        | Record::Attrs { path, .. } => path.clone(),
+        Record::Begin { .. } | Record::End { .. } => return Ok(None),
+    };
+    let cause = std::io::Error::from(e);
+    if !control.is_writable() {
+        // not this path's trouble but the file system's: all is decided, and goes on next time
+        let shown = if path.is_root() { control.shown() } else { path.to_string() };
+        let what = format!("the commit stopped at {shown}; the next run carries it out to its end");
+        return Err(Error { class: Class::Permanent, what, source: Some(cause) });
+    }
+    let error = match e {
+        Errno::AGAIN => "somebody changed it meanwhile, and it was left alone; run again".to_owned(),
+        Errno::XDEV => {
+            format!("{cause}: another file system is mounted there; exclude it, or sync it by itself")
+        }
+        _ => format!("cannot put in place: {cause}"),
+    };
+    errors.push(PathError { path: path.clone(), error });
+    Ok(Some(path))
+}

@@ -1,0 +1,23 @@
+//! Bring all new content beside the tree, verified; then make it visible by journaled renames; roll
+//! forward after a crash.
+//!
+//! Order: staged data and attributes written → synced → journal written and synced → renames → synced →
+//! done mark. What a rename displaces stays in the staging directory under its own path, and that
+//! directory then becomes the trash, so nothing is copied twice and nothing is unlinked in between.
+
+mod commit;
+mod control;
+mod file;
+mod journal;
+mod mirror;
+mod ops;
+mod stage;
+mod swap;
+mod trash;
+
+pub use commit::{Committed, commit, recover};
+pub use control::{Control, Marker, Pin, PinnedMount, SyncMark};
+pub use journal::Journal;
+pub use stage::{Dropped, StageCounters, Staged, Stager, discard_stage};
+pub use swap::{Swap, check_swap, recover_swap};
+pub use trash::{Keep, next_number, prune};

@@ -1,0 +1,181 @@
+//! What commits displaced: `.syncagent/trash/N/tree/PATH`, with N the commit's number, and
+//! `N/drift/PATH` for what was not expected there. Generations go when there are too many; drift goes
+//! only when the byte budget is exceeded.
+
+use rustix::fs::RenameFlags;
+use rustix::io::Errno;
+
+use super::control::{Control, STAGE};
+use crate::disk::{Dir, remove_tree, tree_size};
+use crate::error::{Context as _, Result};
+use crate::model::TreePath;
+
+const TRASH: &[u8] = b"trash";
+const TREE: &[u8] = b"tree";
+const DRIFT: &[u8] = b"drift";
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Generations.
+    pub generations: u64,
+    /// Bytes, of all generations and drift together.
+    pub bytes: u64,
+}
+
+/// The number for the next commit: above the marker's and above all that are in the trash, also when the
+/// marker was lost.
+///
+/// # Errors
+/// The trash cannot be listed.
+pub fn next_number(control: &Control, marker_seq: u64) -> Result<u64> {
+    let last = match control.dir.open_child(TRASH) {
+        Ok(trash) => {
+            numbers(&trash).context(|| format!("list the trash of {}", control.shown()))?.first().copied()
+        }
+        Err(Errno::NOENT) => None,
+        Err(e) => return Err(e).context(|| format!("open the trash of {}", control.shown())),
+    };
+    Ok(last.unwrap_or(0).max(marker_seq) + 1)
+}
+
+fn generation(control: &Control, seq: u64) -> Result<Dir> {
+    let cannot = || format!("make the trash of {}", control.shown());
+    let trash = control.dir.ensure_dir(TRASH, 0o700).context(cannot)?;
+    trash.ensure_dir(seq.to_string().as_bytes(), 0o700).context(cannot)
+}
+
+/// Moves a directory into the trash as generation `seq`, or as the next one that is free.
+fn put_away(control: &Control, from: &Dir, name: &[u8], seq: u64) -> Result<()> {
+    for seq in seq.. {
+        let place = generation(control, seq)?;
+        match from.rename(name, &place, TREE) {
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            done => {
+                return done
+                    .and_then(|()| place.sync())
+                    .context(|| format!("fill the trash of {}", control.shown()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes drift out of the staging directory, so that it outlives the generation.
+pub(crate) fn set_aside(control: &Control, stage: &Dir, seq: u64, drift: &[TreePath]) -> Result<()> {
+    if drift.is_empty() {
+        return Ok(());
+    }
+    let place = generation(control, seq)?;
+    let cannot = |path: &TreePath| format!("keep the unexpected {path} in the trash");
+    let place = place.ensure_dir(DRIFT, 0o700).context(|| cannot(&TreePath::root()))?;
+    for path in drift {
+        let (parent, name) = path.split();
+        let Ok(parent_path) = TreePath::new(parent) else {
+            continue;
+        };
+        let from = match stage.open(&parent_path) {
+            Ok(from) => from,
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            Err(e) => return Err(e).context(|| cannot(path)),
+        };
+        let mut to = place.open(&TreePath::root()).context(|| cannot(path))?;
+        for part in parent_path.components() {
+            to = to.ensure_dir(part, 0o700).context(|| cannot(path))?;
+        }
+        let mut kept = name.to_vec();
+        for copy in 1.. {
+            match super::ops::rename_new(&from, name, &to, &kept) {
+                // there already, from an earlier attempt at this very commit
+                Err(Errno::EXIST) => {
+                    kept.truncate(240);
+                    kept.extend_from_slice(format!("~{copy}").as_bytes());
+                }
+                Ok(()) | Err(Errno::NOENT) => break,
+                Err(e) => return Err(e).context(|| cannot(path)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes what is left in the staging directory this commit's generation.
+pub(crate) fn keep(control: &Control, home: &Dir, seq: u64) -> Result<()> {
+    put_away(control, home, STAGE, seq)
+}
+
+/// Puts a whole replaced tree into the trash.
+pub(crate) fn keep_tree(control: &Control, parent: &Dir, name: &[u8], seq: u64) -> Result<()> {
+    put_away(control, parent, name, seq)
+}
+
+/// Moves the generations of a replaced tree over.
+pub(crate) fn take_over(control: &Control, old_control: &Dir) -> Result<()> {
+    let cannot = || format!("take over the trash of {}", control.shown());
+    let old = match old_control.open_child(TRASH) {
+        Ok(old) => old,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(e).context(cannot),
+    };
+    let trash = control.dir.ensure_dir(TRASH, 0o700).context(cannot)?;
+    for seq in numbers(&old).context(cannot)? {
+        let name = seq.to_string();
+        match old.rename_with(name.as_bytes(), &trash, name.as_bytes(), RenameFlags::NOREPLACE) {
+            Ok(()) | Err(Errno::NOENT | Errno::EXIST) => {}
+            Err(e) => return Err(e).context(cannot),
+        }
+    }
+    Ok(())
+}
+
+fn numbers(trash: &Dir) -> rustix::io::Result<Vec<u64>> {
+    let mut out = Vec::new();
+    trash.list(&mut |name| {
+        out.extend(name.to_str().ok().and_then(|n| n.parse::<u64>().ok()));
+        Ok(())
+    })?;
+    out.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(out)
+}
+
+/// Removes what is too old or too much: generations beyond `keep.generations`, then the oldest ones until
+/// the rest fits the budget, then the oldest drift.
+///
+/// # Errors
+/// The operating system's; what was not removed stays.
+pub fn prune(control: &Control, keep: Keep) -> Result<()> {
+    let cannot = || format!("prune the trash of {}", control.shown());
+    let trash = match control.dir.open_child(TRASH) {
+        Ok(trash) => trash,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(e).context(cannot),
+    };
+    let all = numbers(&trash).context(cannot)?;
+    let open = |seq: &u64| trash.open_child(seq.to_string().as_bytes());
+    let mut kept = 0;
+    for seq in &all {
+        let at = open(seq).context(cannot)?;
+        if at.stat(TREE).is_ok() {
+            kept += 1;
+            if kept > keep.generations {
+                remove_tree(&at, TREE).context(cannot)?;
+            }
+        }
+    }
+    let mut total = tree_size(&trash).context(cannot)?.1;
+    for part in [TREE, DRIFT] {
+        for seq in all.iter().rev() {
+            if total > keep.bytes {
+                let at = open(seq).context(cannot)?;
+                let size = at.open_child(part).and_then(|d| tree_size(&d)).map_or(0, |(_, bytes)| bytes);
+                remove_tree(&at, part).context(cannot)?;
+                total -= size.min(total);
+            }
+        }
+    }
+    for seq in &all {
+        // fails, as it should, where something is left
+        let _ = trash.rmdir(seq.to_string().as_bytes());
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Arguments, output, exit codes. The only floor that prints.
+
+mod exit;
+mod explain;
+mod options;
+mod output;
+mod progress;
+mod sync;
+mod verify;
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+pub use exit::Exit;
+pub use options::{Cli, Command};
+
+use crate::error::{Class, Error, Result};
+
+/// Parses the command line, runs the command and gives the process's exit code.
+pub fn main() -> std::process::ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    start_log();
+    raise_file_limit();
+    let cancel = Arc::new(AtomicBool::new(false));
+    let result = on_signals(&cancel).and_then(|()| match &cli.command {
+        Command::Sync(args) => sync::run(args, &matches, &cancel),
+        Command::Verify(args) => verify::verify(args, &cancel),
+        Command::Digest(args) => verify::digest(args, &matches, &cancel),
+        Command::Explain(args) => explain::run(args),
+    });
+    let exit = result.unwrap_or_else(|e| {
+        let exit = Exit::from(e.class);
+        if cli.command.json() {
+            let error = serde_json::json!({ "error": { "exit": exit as u8, "message": e.to_string() } });
+            let _ = writeln!(std::io::stdout(), "{error}");
+        }
+        let _ = writeln!(std::io::stderr(), "syncagent: {e}");
+        exit
+    });
+    std::process::ExitCode::from(exit as u8)
+}
+
+fn start_log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("SYNCAGENT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Scans hold few files open, but the soft limit of 1,024 need not be what decides.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // staying at the soft limit is fine
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// The first signal asks for an end at a consistent point, a second one ends at once.
+fn on_signals(cancel: &Arc<AtomicBool>) -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_conditional_default(signal, cancel.clone())
+            .and_then(|_| signal_hook::flag::register(signal, cancel.clone()))
+            .map_err(|e| Error::io(e, "cannot handle signals"))?;
+    }
+    Ok(())
+}
+
+/// Output that cannot be written is an error of its own, with a cause that the user knows.
+fn output_failed(e: std::io::Error) -> Error {
+    Error { class: Class::Permanent, what: "cannot write to standard output".into(), source: Some(e) }
+}

@@ -1,0 +1,17 @@
+//! The floor that touches the disk: directory handles that cannot leave their tree, atomic small
+//! files, mounts, locks, owners. Everything above names paths by a handle and a checked name.
+
+mod atomic;
+mod beneath;
+mod lock;
+mod mount;
+mod owner;
+mod tree;
+
+pub use atomic::{ensure_dir_all, write_atomic};
+pub use beneath::{Dir, FileKind, Stat, now};
+pub(crate) use beneath::{chmod_fd, chown_fd, set_mtime_fd, stat_fd};
+pub use lock::{Holder, Lock, Locked};
+pub use mount::{FsClass, MountId, is_mount_root, place_in_fs};
+pub use owner::{OwnerPolicy, Owners, group_id, user_id};
+pub use tree::{remove_tree, tree_size};

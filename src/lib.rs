@@ -1,0 +1,21 @@
+//! syncagent keeps an application cluster's deployed files the same on every node.
+//!
+//! The module map, lowest floor first; a module uses its own floor's files and lower floors only
+//! (a test reads the `use crate::` lines and fails on an upward import):
+//!
+//! | floor | modules | kind |
+//! | --- | --- | --- |
+//! | 0 | [`error`], [`model`] | pure |
+//! | 1 | [`plan`] | pure |
+//! | 2 | [`disk`] below [`scan`] and [`apply`] | blocking I/O |
+//! | 4 | [`agent`] | what a command or a role does, from those parts |
+//! | 5 | [`cli`] | arguments, output, exit codes |
+
+pub mod agent;
+pub mod apply;
+pub mod cli;
+pub mod disk;
+pub mod error;
+pub mod model;
+pub mod plan;
+pub mod scan;

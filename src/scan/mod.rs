@@ -1,0 +1,23 @@
+//! Walk, stat and hash: from a directory on disk to the digest of its tree.
+
+mod changed;
+mod conclude;
+mod entry;
+mod hash;
+mod index;
+mod list;
+mod local;
+mod pool;
+mod row;
+mod walk;
+
+pub use changed::changed_within;
+pub(crate) use conclude::kids_hash_of;
+pub use hash::hash_stable;
+pub(crate) use hash::{hash_fd, hash_first, read_full, with_buffer};
+pub(crate) use index::listed_name;
+pub use index::{Index, OldTree, ROOT_ID};
+pub(crate) use list::StatHasher;
+pub use local::{LocalSource, Objects};
+pub use row::{Bitmap, DirRow, EntryId, StatHash};
+pub use walk::{Counters, Known, Scanned, Spec, scan};
