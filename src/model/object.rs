@@ -349,6 +349,15 @@ mod tests {
     }
 
     #[test]
+    fn the_smallest_entry_is_plausible() {
+        let node = Node::Unreadable { kind: Kind::File };
+        let name = Name::new(b"x").unwrap();
+        let e = Entry { name, mode: 0, mtime: Mtime::default(), owner: Owner::default(), node };
+        let o = Object { entries: vec![e] };
+        assert_eq!(Object::decode(&o.encode()).unwrap(), o);
+    }
+
+    #[test]
     fn a_count_that_lies_allocates_nothing() {
         let mut b = vec![VERSION, 0];
         put_varint(&mut b, u64::MAX);
