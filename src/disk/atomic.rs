@@ -28,6 +28,10 @@ pub fn write_atomic(dir: &Dir, name: &str, bytes: &[u8]) -> std::io::Result<()> 
 /// What the operating system says.
 pub fn ensure_dir_all(path: &std::path::Path, mode: u32) -> std::io::Result<Dir> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    match std::fs::DirBuilder::new().recursive(true).mode(mode).create(path) {
+        // there, but not to be looked at: opening it says why
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
     Ok(Dir::open_root(path)?)
 }

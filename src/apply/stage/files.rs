@@ -165,27 +165,27 @@ impl Shared<'_> {
                 self.fail_text(path, "it changes while it is copied".into());
                 return Ok(());
             }
-            entry = match self.to.source.current(&batch.dir, &entry) {
-                Ok(Some(now)) => {
-                    lock(&self.renewed).insert(path.clone());
-                    now
-                }
-                Ok(None) => {
-                    self.vanished(&path);
-                    return Ok(());
-                }
-                Err(e) if e.class == Class::Interrupted => return Err(e),
-                Err(e) => {
-                    self.fail(path, &e);
-                    return Ok(());
-                }
-            };
-            // the name may have another file by now; only what is open here is read
+            // its name may have another file by now; what is open here was whole under it, if it holds still
+            if let Some(now) = self.as_it_is(from, &entry) {
+                lock(&self.renewed).insert(path.clone());
+                entry = now;
+            }
             if rustix::fs::seek(from, rustix::fs::SeekFrom::Start(0)).is_err() {
                 self.fail_text(path, "it changes while it is copied".into());
                 return Ok(());
             }
         }
+    }
+
+    /// What an open file is now; `None` when it does not hold still, or cannot be read.
+    pub(super) fn as_it_is(&self, from: std::os::fd::BorrowedFd<'_>, entry: &Entry) -> Option<Entry> {
+        let before = stat_fd(from).ok()?;
+        rustix::fs::seek(from, rustix::fs::SeekFrom::Start(0)).ok()?;
+        let (digest, n) = hash_fd(from, before.size, self.to.cancel).ok()?;
+        let after = stat_fd(from).ok()?;
+        let node = Node::File { size: n, digest };
+        let still = before.same_state(&after) && n == after.size;
+        still.then(|| Entry { mode: after.mode, mtime: after.mtime, node, ..entry.clone() })
     }
 
     /// Whether the source's file changed so shortly ago that another write would not show in its times. A
