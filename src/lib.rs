@@ -6,16 +6,22 @@
 //! | floor | modules | kind |
 //! | --- | --- | --- |
 //! | 0 | [`error`], [`model`] | pure |
-//! | 1 | [`plan`] | pure |
-//! | 2 | [`disk`] below [`scan`] and [`apply`] | blocking I/O |
-//! | 4 | [`agent`] | what a command or a role does, from those parts |
+//! | 1 | [`config`], [`plan`], [`lag`] | pure |
+//! | 2 | [`disk`] below [`scan`], [`watch`] and [`apply`] | blocking I/O |
+//! | 3 | [`peer`] | async: what crosses the network |
+//! | 4 | [`agent`], [`serve`] | what a command or a role does, from those parts |
 //! | 5 | [`cli`] | arguments, output, exit codes |
 
 pub mod agent;
 pub mod apply;
 pub mod cli;
+pub mod config;
 pub mod disk;
 pub mod error;
+pub mod lag;
 pub mod model;
+pub mod peer;
 pub mod plan;
 pub mod scan;
+pub mod serve;
+pub mod watch;

@@ -39,7 +39,7 @@ pub struct Mtime {
 
 /// Owner and group by name (`#1234` where the host has no name for an id). Both empty when the tree's
 /// owners are ignored.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Owner {
     /// The user's name.
     pub user: Arc<str>,

@@ -3,13 +3,19 @@
 mod digest;
 mod entry;
 mod escape;
+mod generation;
+mod node;
 mod object;
 mod path;
+mod report;
 mod source;
 
 pub use digest::Digest;
 pub use entry::{Entry, Kind, LocalId, Mtime, Node, Owner};
 pub use escape::{escape, escaped};
+pub use generation::{Changes, GenId, Generation};
+pub use node::{BadNodeId, NodeId};
 pub use object::{Object, RootHeader, root_content};
 pub use path::{BadName, Name, TreePath};
+pub use report::{RefusedPlan, Report, State, Trouble};
 pub use source::{Content, Root, Source};

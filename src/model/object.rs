@@ -32,7 +32,7 @@ pub struct Object {
 }
 
 /// The root directory's own attributes (its mtime is not part of a tree).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RootHeader {
     /// Permission bits (0o7777).
     pub mode: u16,

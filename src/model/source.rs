@@ -8,7 +8,7 @@ use super::{Digest, Entry, Object, RootHeader, TreePath};
 use crate::error::Result;
 
 /// A published state of a tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Root {
     /// The digest of the root's directory object.
     pub object: Digest,

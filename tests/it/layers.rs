@@ -2,13 +2,18 @@
 
 use std::path::Path;
 
-const FLOORS: [(&str, u32); 8] = [
+const FLOORS: [(&str, u32); 13] = [
     ("error", 0),
     ("model", 0),
+    ("config", 1),
     ("plan", 1),
+    ("lag", 1),
     ("disk", 2),
     ("scan", 2),
+    ("watch", 2),
     ("apply", 2),
+    ("peer", 3),
+    ("serve", 4),
     ("agent", 4),
     ("cli", 5),
 ];

@@ -1,0 +1,1 @@
+//! How far behind a node is, measured without trusting two clocks. Pure.
