@@ -66,6 +66,9 @@ fn scan_all(
         shown: &escaped(path),
         index,
         filter,
+        setid: true,
+        gate: None,
+        entering: None,
         policy,
         owners: &Owners::default(),
         rehash: true,
@@ -124,7 +127,7 @@ pub fn verify(
     let info = state.info().ok_or_else(none)?;
     let _lock = match dir
         .open_child(CONTROL_DIR)
-        .map(|c| Lock::acquire(&c, "lock", Duration::ZERO, "the tree's lock", cancel))
+        .map(|c| Lock::acquire(&c, crate::apply::LOCK, Duration::ZERO, "the tree's lock", cancel))
     {
         Ok(Ok(Locked::Yes(lock))) => Some(lock),
         Ok(Ok(Locked::No(holder))) => {

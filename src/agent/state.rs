@@ -116,6 +116,11 @@ impl TreeState {
         state_dir.join("trees").join(format!("{name}-{:.16}", blake3::hash(bytes).to_hex()))
     }
 
+    /// The directory itself.
+    pub(super) fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -153,12 +158,14 @@ impl TreeState {
         }
     }
 
-    fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
+    /// Reads a JSON file of this tree; `None` when it is missing or damaged.
+    pub(super) fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
         let text = std::fs::read(self.file(name)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
-    fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
+    /// Writes a JSON file of this tree, atomically and durably.
+    pub(super) fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_vec_pretty(value).map_err(|e| Error::integrity(e.to_string()))?;
         write_atomic(&self.dir, name, &text).context(|| format!("write {}", escaped(&self.file(name))))
     }

@@ -1,7 +1,7 @@
 //! Carries out a journal: every record is a rename or a change of attributes that can be repeated, so a
 //! crash at any point is healed by carrying the whole journal out again.
 //!
-//! Order: new names, moves, replacements, removals, attributes (directories last, deepest first); then a
+//! Order: new names, moves, replacements, what shall come last (`order`), removals, attributes (directories last, deepest first); then a
 //! sync; then a look at everything that was displaced. What is not what the plan expected is drift and
 //! goes to the trash under that name. Between the first and the last rename nothing else is done: that is
 //! the time in which a reader can see a mix.
@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::control::{Control, OLD_STAGE, STAGE};
-use super::journal::{Ident, Journal, Record};
+use super::journal::{Ident, Journal, Record, SetAttrs};
 use super::ops::Ops;
 use super::stage::Staged;
 use super::trash;
@@ -48,8 +48,6 @@ pub struct Committed {
     pub failed: BTreeSet<TreePath>,
     /// Digests of what was put in place one by one.
     pub(crate) known: HashMap<TreePath, KnownFile>,
-    /// Renames and other steps.
-    pub records: u64,
     /// When the last rename was done.
     at: crate::model::Mtime,
 }
@@ -75,13 +73,20 @@ impl Committed {
 /// # Errors
 /// Before the journal is durable: the tree is as it was. After: the next start carries it out to its end.
 pub fn commit(control: &Control, staged: Staged, index: &Index, seq: u64, keep: bool) -> Result<Committed> {
-    control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+    if staged.synced {
+        sync_names(control.stage_home(), STAGE, &staged.touched)
+            .context(|| format!("sync the staging directory of {}", control.shown()))?;
+    } else {
+        control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+    }
     let mut journal = staged.journal.finish(&control.dir)?;
     let mut run = Run::new(control, &mut journal, false)?;
     run.before()?;
-    wait_for_clock(staged.at);
+    if let Some(at) = staged.at {
+        wait_for_clock(at);
+    }
     run.renames()?;
-    run.finish(Some(index), seq, keep)
+    run.finish(Some(index), seq, keep, staged.synced)
 }
 
 /// Carries out the journal that a crash left, when there is one.
@@ -111,17 +116,35 @@ pub fn recover(
     }
     let mut run = Run::new(control, &mut journal, true)?;
     run.renames()?;
-    run.finish(index, seq, keep).map(Some)
+    run.finish(index, seq, keep, false).map(Some)
 }
 
 pub(super) fn wait_for_clock(since: crate::model::Mtime) {
     let now = now();
-    let ns = |t: crate::model::Mtime| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
-    let passed = ns(now) - ns(since);
+    let passed = now.nanos() - since.nanos();
     let step = CLOCK_STEP.as_nanos() as i128;
     if (0..step).contains(&passed) {
         std::thread::sleep(Duration::from_nanos((step - passed) as u64));
     }
+}
+
+fn parent(path: &TreePath) -> TreePath {
+    path.parent().unwrap_or_default()
+}
+
+/// Makes the names in `dirs` below `home`/`name` durable, and those of the directories above them.
+fn sync_names(home: &Dir, name: &[u8], dirs: &BTreeSet<TreePath>) -> rustix::io::Result<()> {
+    let top = home.open_child(name)?;
+    let all: BTreeSet<TreePath> = dirs.iter().flat_map(TreePath::ancestors).collect();
+    for path in all.iter().rev() {
+        match top.open(path) {
+            Ok(dir) => dir.sync()?,
+            // nothing is staged there
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    home.sync()
 }
 
 /// The last directory opened below a root.
@@ -150,17 +173,19 @@ enum Phase {
     New,
     Move,
     Replace,
+    Last,
     Remove,
     Attrs,
 }
 
-const PHASES: [Phase; 6] =
-    [Phase::Open, Phase::New, Phase::Move, Phase::Replace, Phase::Remove, Phase::Attrs];
+const PHASES: [Phase; 7] =
+    [Phase::Open, Phase::New, Phase::Move, Phase::Replace, Phase::Last, Phase::Remove, Phase::Attrs];
 
 fn phase_of(record: &Record) -> Option<Phase> {
     Some(match record {
         Record::Begin { .. } | Record::End { .. } => return None,
         Record::Open { .. } => Phase::Open,
+        Record::Put { last: true, .. } => Phase::Last,
         Record::Put { old: None, .. } => Phase::New,
         Record::Put { old: Some(_), .. } => Phase::Replace,
         Record::Move { .. } => Phase::Move,
@@ -187,15 +212,11 @@ impl<'a> Run<'a> {
     fn new(control: &'a Control, journal: &'a mut Journal, again: bool) -> Result<Self> {
         let mut staging = None;
         let mut count = 0;
-        let mut present = [false; PHASES.len()];
         journal.each(&mut |record| {
             if let Record::Begin { staging: s, .. } = &record {
                 staging.clone_from(s);
             }
-            if let Some(phase) = phase_of(&record) {
-                present[phase as usize] = true;
-                count += 1;
-            }
+            count += u64::from(phase_of(&record).is_some());
             Ok(())
         })?;
         let home = control.stage_home_of(staging.as_deref())?;
@@ -289,10 +310,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn finish(mut self, index: Option<&Index>, seq: u64, keep: bool) -> Result<Committed> {
+    /// `few`: syncs only what the records changed.
+    fn finish(mut self, index: Option<&Index>, seq: u64, keep: bool, few: bool) -> Result<Committed> {
         let control = self.control;
         let at = now();
-        control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+        if few && self.sync_changed().is_ok() { Ok(()) } else { control.dir.sync_fs() }
+            .context(|| format!("sync the file system of {}", control.shown()))?;
         let displaced = self.after(index)?;
         let drift: Vec<TreePath> = self.drift.iter().cloned().collect();
         if let Some(stage) = &self.stage {
@@ -312,14 +335,49 @@ impl<'a> Run<'a> {
         }
         Journal::remove(&control.dir)?;
         self.errors.sort();
-        Ok(Committed {
-            drift,
-            errors: self.errors,
-            failed: self.failed,
-            known: self.known,
-            records: self.records,
-            at,
-        })
+        Ok(Committed { drift, errors: self.errors, failed: self.failed, known: self.known, at })
+    }
+
+    /// Makes the directories durable in which names changed, on both sides, and the attributes that were set.
+    fn sync_changed(&mut self) -> rustix::io::Result<()> {
+        let mut parents = BTreeSet::new();
+        let mut files = Vec::new();
+        let read = self.journal.each(&mut |record| {
+            match record {
+                Record::Put { path, .. } | Record::Remove { path, .. } => drop(parents.insert(parent(&path))),
+                Record::Move { from, path, id, attrs, .. } => {
+                    parents.insert(parent(&from));
+                    parents.insert(parent(&path));
+                    match id.kind {
+                        _ if attrs == SetAttrs::default() => {}
+                        Kind::Dir => drop(parents.insert(path)),
+                        Kind::File | Kind::Link => files.push(path),
+                    }
+                }
+                Record::Attrs { path, id: Some(_), .. } => files.push(path),
+                Record::Attrs { path, .. } | Record::Open { path } => drop(parents.insert(path)),
+                Record::Begin { .. } | Record::End { .. } => {}
+            }
+            Ok(())
+        });
+        if read.is_err() {
+            return self.control.dir.sync_fs();
+        }
+        for path in files {
+            let (dir, name) = path.split();
+            let dir = TreePath::new(dir).map_err(|_| Errno::INVAL)?;
+            // a link cannot be opened, and needs the file system's sync
+            rustix::fs::fsync(self.control.root.open(&dir)?.open_file(name)?)?;
+        }
+        for path in &parents {
+            match self.control.root.open(path) {
+                Ok(dir) => dir.sync()?,
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // what was displaced came into the staging directory in the same renames
+        Ok(())
     }
 
     /// Looks at everything that was displaced; says whether there is anything.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{Dir, FsClass, MountId, remove_tree, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::escaped;
+use crate::model::{Digest, GenId, escaped};
 use crate::plan::CONTROL_DIR;
 
 const MARKER: &str = "tree";
@@ -21,6 +21,8 @@ const STAGING: &str = "staging";
 /// Where new content is brought, and what was displaced lies until it is trash.
 pub(crate) const STAGE: &[u8] = b"stage";
 pub(crate) const OLD_STAGE: &[u8] = b"stage.old";
+/// Large files that are not whole yet, each under its digest.
+pub(crate) const PARTIAL: &[u8] = b"partial";
 /// The lock's file.
 pub(crate) const LOCK: &str = "lock";
 
@@ -47,6 +49,9 @@ pub struct SyncMark {
     pub content: String,
     /// When, RFC 3339.
     pub at: String,
+    /// The generation that it is, and the digest of the source's root object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<(GenId, Digest)>,
 }
 
 /// The source as it was first seen: a vanished mount must not look like a deleted tree.
@@ -146,7 +151,7 @@ impl Control {
         if let Some(path) = noted.as_deref().map(|p| Path::new(std::ffi::OsStr::from_bytes(p)))
             && let Ok(dir) = Dir::open_root(path)
         {
-            for name in [STAGE, OLD_STAGE] {
+            for name in [STAGE, OLD_STAGE, PARTIAL] {
                 remove_tree(&dir, name)
                     .context(|| format!("empty the former staging path {}", escaped(path)))?;
             }
@@ -276,6 +281,15 @@ impl Control {
             made => made,
         };
         made.and_then(|()| self.dir.rmdir(PROBE)).is_ok()
+    }
+
+    /// Whether both are the same tree and the same directory in it.
+    pub fn is_same(&self, other: &Control) -> bool {
+        let same = |a: &Dir, b: &Dir| match (a.stat_self(), b.stat_self()) {
+            (Ok(a), Ok(b)) => a.dev == b.dev && a.id.ino == b.id.ino && a.mount == b.mount,
+            _ => false,
+        };
+        same(&self.root, &other.root) && same(&self.dir, &other.dir)
     }
 
     /// Takes back what [`Control::open`] made, when the tree did not become managed. The caller holds

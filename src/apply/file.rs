@@ -40,7 +40,7 @@ impl Writer<'_> {
         let fd = dir.create_file(&entry.name, entry.mode & 0o777).context(|| format!("stage {path}"))?;
         let written = match content {
             Content::File(from) => copy_file(*from, &fd, entry.size(), path, self.cancel)?,
-            Content::Stream(from) => copy_stream(*from, &fd, path, self.cancel)?,
+            Content::Stream(from) => append(*from, &fd, blake3::Hasher::new(), path, self.cancel)?,
             Content::Vanished => Ok((Digest::of_nothing(), 0)),
         };
         Ok(written.map(|(digest, n)| (fd, digest, n)))
@@ -110,14 +110,16 @@ fn copy_file(
     })
 }
 
-fn copy_stream(
+/// Appends what `from` gives to `to`, and to what `hasher` has seen. Gives the digest of all of it, and how much
+/// arrived.
+pub(crate) fn append(
     from: &mut dyn std::io::Read,
     to: &OwnedFd,
+    mut hasher: blake3::Hasher,
     path: &TreePath,
     cancel: &AtomicBool,
 ) -> Result<Copied> {
     with_buffer(|buf| {
-        let mut hasher = blake3::Hasher::new();
         let mut total = 0u64;
         loop {
             stop_if(cancel)?;

@@ -10,11 +10,11 @@ use std::io::{BufReader, BufWriter, Read, Seek as _, Write as _};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Dir, FileKind, Stat};
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Digest, Kind, LocalId, Mtime, TreePath};
 
 const NAME: &str = "journal";
-const MAGIC: &[u8; 8] = b"SYNCAGJ1";
+const MAGIC: &[u8; 8] = b"SYNCAGJ2";
 /// A frame holds two paths at most; a longer one is damage.
 const MAX_FRAME: usize = 16 << 20;
 
@@ -82,7 +82,8 @@ pub(crate) enum Record {
     Open { path: TreePath },
     /// What is staged under this path takes its place. `old`: what is expected there; `row`: its row in
     /// the index, for a directory.
-    Put { path: TreePath, new: Ident, old: Option<Ident>, row: i64, digest: Option<Digest> },
+    /// `last`: after everything else that comes into place.
+    Put { path: TreePath, new: Ident, old: Option<Ident>, row: i64, digest: Option<Digest>, last: bool },
     /// An entry of the tree gets another name.
     Move { from: TreePath, path: TreePath, id: Ident, digest: Option<Digest>, attrs: SetAttrs },
     /// The path goes.
@@ -205,6 +206,17 @@ impl Journal {
         Ok(())
     }
 
+    /// An error when there is a journal that was decided and not carried out: it must not be lost.
+    pub(crate) fn refuse_pending(control: &Dir) -> Result<()> {
+        match Self::pending(control)? {
+            None => Ok(()),
+            Some(_) => {
+                let what = "an unfinished commit must be carried out first; the next start does that";
+                Err(Error::new(Class::Permanent, what))
+            }
+        }
+    }
+
     /// Removes a journal that nothing was decided by.
     pub(crate) fn remove_undecided(control: &Dir) -> Result<()> {
         match control.unlink(NAME.as_bytes()) {
@@ -256,7 +268,7 @@ mod tests {
         prop_oneof![
             (path(), id.clone(), proptest::option::of(id.clone()), any::<i64>()).prop_map(
                 |(path, new, old, row)| {
-                    Record::Put { path, new, old, row, digest: Some(Digest::of_nothing()) }
+                    Record::Put { path, new, old, row, digest: Some(Digest::of_nothing()), last: row > 0 }
                 }
             ),
             (path(), path(), id.clone()).prop_map(|(from, path, id)| {

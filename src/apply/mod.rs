@@ -16,8 +16,9 @@ mod swap;
 mod trash;
 
 pub use commit::{Committed, commit, recover};
+pub(crate) use control::LOCK;
 pub use control::{Control, Marker, Pin, PinnedMount, SyncMark};
 pub use journal::Journal;
-pub use stage::{Dropped, StageCounters, Staged, Stager, discard_stage};
+pub use stage::{Dropped, StageCounters, Staged, Stager, discard_partial, discard_stage};
 pub use swap::{Swap, check_swap, recover_swap};
 pub use trash::{Keep, next_number, prune};

@@ -107,17 +107,21 @@ impl Swap {
         staged: &Staged,
         old_index: &Index,
         marker: &Marker,
-        pin: &Pin,
+        pin: Option<&Pin>,
         keep: bool,
     ) -> Result<(Control, Vec<TreePath>)> {
         let cannot = || format!("exchange {} for its new tree", control.shown());
         let next_path = control.path.with_file_name(std::ffi::OsStr::from_bytes(&self.beside));
         let next = Control::open(&next_path)?;
-        next.set_pin(pin)?;
+        if let Some(pin) = pin {
+            next.set_pin(pin)?;
+        }
         next.set_marker(marker)?;
         next.set_swap_record(&self.record)?;
         self.next.sync_fs().context(cannot)?;
-        wait_for_clock(staged.at);
+        if let Some(at) = staged.at {
+            wait_for_clock(at);
+        }
         self.parent
             .rename_with(&self.beside, &self.parent, &self.name, RenameFlags::EXCHANGE)
             .or_exists(&self)?;

@@ -181,6 +181,9 @@ mod tests {
         let mut tally = Tally::new(false);
         (tally.created, tally.attrs, tally.deleted) = (1, 2, 3);
         let o = Outcome {
+            mismatched: Vec::new(),
+            root: None,
+            touched: Default::default(),
             plan_id: tally.plan_id(),
             tally,
             copied: (1, 1),

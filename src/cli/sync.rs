@@ -8,11 +8,12 @@ use std::time::Instant;
 use clap::ArgMatches;
 
 use super::exit::Exit;
-use super::options::{ActivateArg, SyncArgs, owner_policy};
+use super::options::{ActivateArg, SyncArgs};
 use super::output::{Printer, summary, summary_text};
 use super::progress;
-use crate::agent::{Activate, Outcome, Progress, SyncOptions, sync};
+use crate::agent::{Activate, Outcome, Progress, SyncOptions, TreeOptions, sync};
 use crate::apply::Keep;
+use crate::disk::OwnerPolicy;
 use crate::error::{Class, Error, Result};
 
 fn options(args: &SyncArgs, matches: &ArgMatches) -> Result<SyncOptions> {
@@ -32,18 +33,21 @@ fn options(args: &SyncArgs, matches: &ArgMatches) -> Result<SyncOptions> {
         dst: args.dst.clone(),
         state_dir: args.state.dir()?,
         dry_run: args.dry_run,
-        filter: args.filter.compile(matches)?,
-        no_delete: args.no_delete,
-        max_delete: args.max_delete,
-        approve: args.approve,
-        adopt: args.adopt,
-        activate,
-        staging: args.staging.clone(),
-        keep: Keep { generations: args.keep, bytes: args.keep_bytes.0 },
-        owner: owner_policy(args.owner.as_deref())?,
         checksum: args.checksum,
         lock_wait: args.lock_wait.0,
-        threads: args.threads.count(),
+        tree: TreeOptions {
+            filter: args.filter.compile(matches)?,
+            order: None,
+            no_delete: args.no_delete,
+            max_delete: args.max_delete,
+            approve: args.approve,
+            adopt: args.adopt,
+            activate,
+            staging: args.staging.clone(),
+            keep: Keep { generations: args.keep, bytes: args.keep_bytes.0 },
+            owner: OwnerPolicy::parse("--owner", args.owner.as_deref())?,
+            threads: args.threads.count(),
+        },
     })
 }
 

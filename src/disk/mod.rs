@@ -3,6 +3,9 @@
 
 mod atomic;
 mod beneath;
+mod clock;
+mod counter;
+mod lease;
 mod lock;
 mod mount;
 mod owner;
@@ -11,6 +14,9 @@ mod tree;
 pub use atomic::{ensure_dir_all, write_atomic};
 pub use beneath::{Dir, FileKind, Stat, now};
 pub(crate) use beneath::{chmod_fd, chown_fd, set_mtime_fd, stat_fd};
+pub use clock::{boot_ms, wall_ms};
+pub use counter::HighWater;
+pub use lease::{ignore_break_signal, open_for_writing};
 pub use lock::{Holder, Lock, Locked};
 pub use mount::{FsClass, MountId, is_mount_root, place_in_fs};
 pub use owner::{OwnerPolicy, Owners, group_id, user_id};

@@ -2,6 +2,7 @@
 //! leaves an empty directory that looks like a deleted tree. Device and mount ids mean something only
 //! within one run.
 
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
@@ -36,8 +37,8 @@ pub enum FsClass {
 
 impl FsClass {
     /// Asks `statfs`.
-    pub fn of(dir: &Dir) -> Self {
-        match rustix::fs::fstatfs(dir).map(|s| s.f_type as u64 & 0xffff_ffff) {
+    pub fn of(fd: impl AsFd) -> Self {
+        match rustix::fs::fstatfs(fd).map(|s| s.f_type as u64 & 0xffff_ffff) {
             Ok(0x6573_5546) => Self::Fuse,
             // nfs, cifs, smb2, 9p, ceph, ocfs2, gfs2, lustre, afs
             Ok(

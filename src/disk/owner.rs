@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::error::{Class, Error, Result};
 use crate::model::Owner;
 
 /// What becomes of owners.
@@ -15,6 +16,50 @@ pub enum OwnerPolicy {
     Ignore,
     /// All the same; an empty user or group is as in the source.
     Fixed(Owner),
+}
+
+impl OwnerPolicy {
+    /// From a setting called `name`: `preserve` (the default as root), `ignore` (the default otherwise), or
+    /// `USER[:GROUP]`, checked against the users and groups of this host.
+    ///
+    /// # Errors
+    /// [`Class::Config`]: there is no such user or group.
+    pub fn parse(name: &str, setting: Option<&str>) -> Result<Self> {
+        let unknown = |what: &str, id: &str| {
+            let what = format!(
+                "{name}: there is no {what} `{id}` on this host (a numeric id is written #1234 or 1234)"
+            );
+            Err(Error::new(Class::Config, what))
+        };
+        let numeric = |id: &str| if id.parse::<u32>().is_ok() { format!("#{id}") } else { id.to_owned() };
+        match setting {
+            None if rustix::process::geteuid().is_root() => Ok(Self::Preserve),
+            None | Some("ignore") => Ok(Self::Ignore),
+            Some("preserve") => Ok(Self::Preserve),
+            Some(spec) => {
+                let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
+                if user.is_empty() && group.is_empty() {
+                    let what = format!("{name}: give `preserve`, `ignore` or USER[:GROUP]");
+                    return Err(Error::new(Class::Config, what));
+                }
+                let names = Owners::default();
+                let mut owner = Owner::default();
+                if !user.is_empty() {
+                    let Some(uid) = user_id(&numeric(user)) else {
+                        return unknown("user", user);
+                    };
+                    owner.user = names.names(uid, 0).user;
+                }
+                if !group.is_empty() {
+                    let Some(gid) = group_id(&numeric(group)) else {
+                        return unknown("group", group);
+                    };
+                    owner.group = names.names(0, gid).group;
+                }
+                Ok(Self::Fixed(owner))
+            }
+        }
+    }
 }
 
 /// A user and a group id, as far as the host knows the names.

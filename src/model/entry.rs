@@ -37,6 +37,13 @@ pub struct Mtime {
     pub nsec: u32,
 }
 
+impl Mtime {
+    /// Nanoseconds since the epoch.
+    pub fn nanos(self) -> i128 {
+        i128::from(self.sec) * 1_000_000_000 + i128::from(self.nsec)
+    }
+}
+
 /// Owner and group by name (`#1234` where the host has no name for an id). Both empty when the tree's
 /// owners are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

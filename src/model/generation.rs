@@ -16,6 +16,13 @@ pub struct GenId {
     pub number: u64,
 }
 
+impl GenId {
+    /// Whether such a generation can have come about by counting; peers may say anything.
+    pub fn is_plausible(self) -> bool {
+        self.epoch < 1 << 48 && self.number < 1 << 62
+    }
+}
+
 impl fmt::Display for GenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.epoch, self.number)
@@ -68,6 +75,9 @@ pub struct Generation {
     /// What changed against the generation before.
     #[serde(default)]
     pub changes: Changes,
+    /// Whether the guard compared it with what was published before. When that was lost, mirrors judge for themselves.
+    #[serde(default)]
+    pub judged: bool,
     /// The plan id whose approval let it through, when the guard had refused it.
     #[serde(default)]
     pub approved: Option<String>,

@@ -9,6 +9,7 @@ mod object;
 mod path;
 mod report;
 mod source;
+mod status;
 
 pub use digest::Digest;
 pub use entry::{Entry, Kind, LocalId, Mtime, Node, Owner};
@@ -18,4 +19,5 @@ pub use node::{BadNodeId, NodeId};
 pub use object::{Object, RootHeader, root_content};
 pub use path::{BadName, Name, TreePath};
 pub use report::{RefusedPlan, Report, State, Trouble};
-pub use source::{Content, Root, Source};
+pub use source::{Content, Root, Source, Wanted};
+pub use status::{Convergence, HeldPath, NodeStatus, Percentiles, RoleName, Status, TreeStatus, WatchStatus};

@@ -102,6 +102,11 @@ impl TreePath {
         (!self.is_root()).then(|| Self(self.split().0.to_vec()))
     }
 
+    /// The path itself, then the directories above it, up to the root.
+    pub fn ancestors(&self) -> impl Iterator<Item = TreePath> {
+        std::iter::successors(Some(self.clone()), TreePath::parent)
+    }
+
     /// The last component; `None` for the root.
     pub fn name(&self) -> Option<Name> {
         (!self.is_root()).then(|| Name(self.split().1.into()))

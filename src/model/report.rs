@@ -33,6 +33,9 @@ pub enum State {
     Disconnected,
     /// It failed and is tried again.
     Failed,
+    /// A word of a newer version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// A refused plan.

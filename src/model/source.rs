@@ -28,6 +28,17 @@ pub enum Content<'a> {
     Vanished,
 }
 
+/// A file whose content is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The directory that holds it.
+    pub dir: &'a TreePath,
+    /// What it is.
+    pub entry: &'a Entry,
+    /// Bytes from its start that are here already. A [`Content::Stream`] goes on behind them.
+    pub from: u64,
+}
+
 /// A tree to copy from.
 pub trait Source: Sync {
     /// The state to copy.
@@ -39,23 +50,14 @@ pub trait Source: Sync {
     /// An object that is not (or no longer) there, or a transport that failed.
     fn objects(&self, want: &[Digest]) -> Result<Vec<Object>>;
 
-    /// The contents of `files`, all in the directory `dir`, each handed to `take` with its index in
-    /// `files`, in any order, each at most once. A file that cannot be read is handed over as an error
-    /// and the others follow.
+    /// The contents of `files`, each handed to `take` with its index in `files`, in any order, each at most
+    /// once. A file that cannot be read is handed over as an error and the others follow.
     ///
     /// # Errors
     /// What makes all further files pointless; `take`'s own errors are passed through.
     fn contents(
         &self,
-        dir: &TreePath,
-        files: &[&Entry],
+        files: &[Wanted<'_>],
         take: &mut dyn FnMut(usize, Result<Content<'_>>) -> Result<()>,
     ) -> Result<()>;
-
-    /// What `entry` in `dir` is now, after its content turned out not to be what its digest says.
-    /// `None` when it vanished or a source cannot tell (its content is addressed by digest alone).
-    ///
-    /// # Errors
-    /// The file cannot be read, or does not hold still.
-    fn current(&self, dir: &TreePath, entry: &Entry) -> Result<Option<Entry>>;
 }

@@ -94,6 +94,8 @@ pub struct Tally {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Files and links more than before.
+    pub net: i64,
     takeover: bool,
     hasher: blake3::Hasher,
 }
@@ -112,6 +114,7 @@ impl Tally {
             replaced: 0,
             files: 0,
             bytes: 0,
+            net: 0,
             takeover,
             hasher: blake3::Hasher::new_derive_key("syncagent plan id 1"),
         }
@@ -126,6 +129,11 @@ impl Tally {
             Op::Attrs => self.attrs += 1,
             Op::Move => self.moved += 1,
             Op::Delete => self.deleted += 1,
+        }
+        match step.op {
+            Op::Create if !is_dir => self.net += 1,
+            Op::Delete if !is_dir => self.net -= 1,
+            _ => {}
         }
         if matches!(step.op, Op::Create | Op::Update) && step.kind() == Kind::File {
             self.files += 1;

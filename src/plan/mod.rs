@@ -2,6 +2,7 @@
 //! its steps in order as often as somebody asks (moves, guard, dry run, staging, report), and every
 //! pass sees the same steps.
 
+mod count;
 mod diff;
 mod filter;
 mod guard;
@@ -9,10 +10,11 @@ mod moves;
 #[cfg(test)]
 mod tests;
 
+pub use count::{Counted, count};
 pub use diff::{Diff, Item, Options, Side, Step};
 pub use filter::{CONTROL_DIR, Filter, Verdict};
 pub use guard::{Facts, MaxDelete, PlanId, Refusal, Tally, judge};
-pub use moves::{Moved, Moves, find_moves};
+pub use moves::{Found, Moved, Moves, find_moves};
 
 use std::fmt;
 

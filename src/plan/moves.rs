@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Diff, Op, Side};
-use crate::error::Result;
+use super::{Diff, Op, Side, Step};
+use crate::error::{PathError, Result};
 use crate::model::{Digest, Entry, LocalId, Node, Object, TreePath};
 
 /// More deletions than this are not searched for moves (a bound on memory, about 50 MiB).
@@ -49,28 +49,6 @@ impl Moves {
             .any(|p| p.is_within(path))
     }
 
-    /// Takes a move back: its target will be created from content, its origin deleted.
-    pub fn cancel(&mut self, to: &TreePath) {
-        if let Some(moved) = self.to.remove(to) {
-            self.from.remove(&moved.path);
-        }
-    }
-
-    /// All moves, as (new path, origin), in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&TreePath, &Moved)> {
-        self.to.iter()
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.to.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.to.is_empty()
-    }
-
     fn add(&mut self, to: TreePath, moved: Moved) {
         self.from.insert(moved.path.clone());
         self.to.insert(to, moved);
@@ -88,21 +66,34 @@ fn key(entry: &Entry) -> Option<(bool, Digest)> {
     }
 }
 
+/// What the search for moves found.
+#[derive(Debug)]
+pub struct Found {
+    /// The moves.
+    pub moves: Moves,
+    /// Without moves the search was a walk of the whole plan: its conflicts.
+    pub walked: Option<Vec<PathError>>,
+}
+
 /// Finds moves: whole directories with equal object digests first, from the top, then files with equal
 /// content digests. Among several origins one with the same file name wins, then the first by path.
+/// `visit` is called for every step as if there were no moves.
 ///
 /// # Errors
 /// A directory description cannot be read.
-pub fn find_moves<O: Side, N: Side>(diff: &Diff<'_, O, N>) -> Result<Moves> {
+pub fn find_moves<O: Side, N: Side>(
+    diff: &Diff<'_, O, N>,
+    visit: &mut dyn FnMut(&Step<'_, O::Handle>),
+) -> Result<Found> {
     let mut moves = Moves::default();
-    if diff.options.no_delete || diff.old_root.is_none() {
-        return Ok(moves);
-    }
+    let searched = !diff.options.no_delete && diff.old_root.is_some();
     let none = Moves::default();
     let mut origins: HashMap<(bool, Digest), Vec<Moved>> = HashMap::new();
     let mut count = 0;
-    diff.walk(&none, &mut |step| {
-        if step.op == Op::Delete
+    let conflicts = diff.walk(&none, &mut |step| {
+        visit(&step);
+        if searched
+            && step.op == Op::Delete
             && !step.swapped
             && count < MAX_CANDIDATES
             && let Some(old) = step.old
@@ -116,7 +107,7 @@ pub fn find_moves<O: Side, N: Side>(diff: &Diff<'_, O, N>) -> Result<Moves> {
         Ok(())
     })?;
     if origins.is_empty() {
-        return Ok(moves);
+        return Ok(Found { moves, walked: Some(conflicts) });
     }
     let mut targets: Vec<(TreePath, (bool, Digest))> = Vec::new();
     diff.walk(&none, &mut |step| {
@@ -146,17 +137,11 @@ pub fn find_moves<O: Side, N: Side>(diff: &Diff<'_, O, N>) -> Result<Moves> {
             }
         }
     }
-    Ok(moves)
+    let walked = moves.to.is_empty().then_some(conflicts);
+    Ok(Found { moves, walked })
 }
 
 /// Whether `test` holds for the path or a directory above it.
 fn within(path: &TreePath, test: impl Fn(&TreePath) -> bool) -> bool {
-    let mut at = Some(path.clone());
-    while let Some(p) = at {
-        if test(&p) {
-            return true;
-        }
-        at = p.parent();
-    }
-    false
+    path.ancestors().any(|p| test(&p))
 }

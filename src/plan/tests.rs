@@ -210,7 +210,7 @@ struct Plan {
 
 fn plan(a: &Mem, b: &Mem, options: Options) -> Plan {
     let diff = Diff { old: a, old_root: Some(TreePath::root()), new: b, new_root: TreePath::root(), options };
-    let moves = find_moves(&diff).unwrap();
+    let moves = find_moves(&diff, &mut |_| ()).unwrap().moves;
     let mut steps = Vec::new();
     let conflicts = diff
         .walk(&moves, &mut |step| {
@@ -478,7 +478,7 @@ fn the_plan_id_names_the_losses_and_nothing_else() {
                 new_root: TreePath::root(),
                 options: Options::default(),
             };
-            let moves = find_moves(&diff).unwrap();
+            let moves = find_moves(&diff, &mut |_| ()).unwrap().moves;
             let mut tally = Tally::new(false);
             diff.walk(&moves, &mut |step| {
                 tally.add(&step);

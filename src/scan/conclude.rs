@@ -55,7 +55,10 @@ impl Scan<'_> {
             keeps,
             seen: now().sec,
         };
-        index.put(&row, &body, &state.ids)?;
+        let unchanged = dir.old.as_ref().is_some_and(|old| DirRow { seen: old.seen, ..row.clone() } == *old);
+        if !unchanged || row.racy {
+            index.put(&row, &body, &state.ids)?;
+        }
         Ok(Some(Kid::Done { object: row.object, content: row.content, keeps, row: row.id }))
     }
 }

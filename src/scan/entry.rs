@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::index::listed_name;
 use super::list::Listed;
 use super::row::EntryId;
-use super::walk::{Tree, owner_of};
+use super::walk::{Tree, file_mode, owner_of};
 use crate::disk::{Dir, FileKind, Stat};
 use crate::error::Result;
 use crate::model::{Digest, Entry, Kind, Mtime, Name, Node, Owner, TreePath};
@@ -59,7 +59,7 @@ impl Seen<'_> {
                 Some(node) => (0o777, node),
                 None => return Ok(None),
             },
-            _ => (stat.mode, self.file(&name, stat, same)),
+            _ => (file_mode(self.tree.spec, stat), self.file(&name, stat, same)),
         };
         let entry = Entry { name, mode, mtime: stat.mtime, owner: owner_of(self.tree.spec, stat), node };
         Ok(Some((entry, id)))

@@ -1,7 +1,7 @@
 //! Hashing files that others may write at the same time. `read`, not `mmap`: a file that shrinks under
 //! a map raises SIGBUS.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
@@ -63,6 +63,25 @@ pub(crate) fn hash_fd(fd: impl AsFd, size: u64, cancel: &AtomicBool) -> rustix::
     })
 }
 
+/// Hashes an open file from where it stands to its end into `hasher`.
+pub(crate) fn hash_into(
+    hasher: &mut blake3::Hasher,
+    fd: impl AsFd,
+    cancel: &AtomicBool,
+) -> rustix::io::Result<()> {
+    with_buffer(|buf| {
+        loop {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Errno::CANCELED);
+            }
+            match read_full(&fd, buf)? {
+                0 => return Ok(()),
+                n => hasher.update(&buf[..n]),
+            };
+        }
+    })
+}
+
 /// Hashes the first `n` bytes of an open file, fewer when it ends before.
 pub(crate) fn hash_first(fd: impl AsFd, n: u64, cancel: &AtomicBool) -> rustix::io::Result<Digest> {
     with_buffer(|buf| {
@@ -84,7 +103,7 @@ pub(crate) fn hash_first(fd: impl AsFd, n: u64, cancel: &AtomicBool) -> rustix::
     })
 }
 
-/// Hashes the file `name` in `dir` until it held still while it was read. Gives its state and digest;
+/// Hashes the file `name` in `dir` until it held still while it was read. Gives it open, its state and its digest;
 /// `None` when it is not there, or is no regular file any more.
 ///
 /// # Errors
@@ -94,7 +113,7 @@ pub fn hash_stable(
     path: &TreePath,
     name: &[u8],
     cancel: &AtomicBool,
-) -> Result<Option<(Stat, Digest)>> {
+) -> Result<Option<(OwnedFd, Stat, Digest)>> {
     for _ in 0..TRIES {
         let fd = match dir.open_file(name) {
             Ok(fd) => fd,
@@ -108,7 +127,7 @@ pub fn hash_stable(
         let (digest, n) = hash_fd(&fd, before.size, cancel).context(|| format!("read {path}"))?;
         let after = stat_fd(&fd).context(|| format!("stat {path}"))?;
         if before.same_state(&after) && n == after.size {
-            return Ok(Some((after, digest)));
+            return Ok(Some((fd, after, digest)));
         }
     }
     Err(Error::new(Class::Transient, format!("cannot read {path}: it changes while it is read")))

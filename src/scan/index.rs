@@ -157,7 +157,7 @@ impl Index {
     /// # Errors
     /// SQLite's.
     pub fn begin(&self) -> Result<()> {
-        self.run(|db| Ok(db.execute_batch("BEGIN IMMEDIATE")?))
+        self.run(begin)
     }
 
     /// Keeps what was written since [`Index::begin`].
@@ -295,18 +295,18 @@ impl Index {
         Ok((ids.len() == object.entries.len()).then_some((object, ids)))
     }
 
-    /// The directory object with this digest, from whichever directory has it.
+    /// The encoded directory object with this digest, from whichever directory has it.
     ///
     /// # Errors
     /// SQLite's.
-    pub fn object(&self, digest: &Digest) -> Result<Option<Object>> {
+    pub fn object(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
         let body: Option<Vec<u8>> = self.run(|db| {
             let mut q = db.prepare_cached("SELECT body FROM dirs WHERE object = ?1 LIMIT 1")?;
             Ok(q.query_row([&digest.0[..]], |r| r.get(0)).optional()?)
         })?;
-        let Some(body) = body else { return Ok(None) };
-        let body = &body[..body.len().saturating_sub(16)];
-        if Digest::of(body) == *digest { Object::decode(body).map(Some) } else { Ok(None) }
+        let Some(mut body) = body else { return Ok(None) };
+        body.truncate(body.len().saturating_sub(16));
+        Ok((Digest::of(&body) == *digest).then_some(body))
     }
 
     /// Writes a row with its entries, `body` being the encoded object that `row.object` is the digest of.
@@ -374,6 +374,14 @@ impl Index {
     }
 }
 
+/// Starts a transaction; one that an error left open is rolled back.
+pub(super) fn begin(db: &Connection) -> Result<(), SqlError> {
+    if !db.is_autocommit() {
+        db.execute_batch("ROLLBACK")?;
+    }
+    Ok(db.execute_batch("BEGIN IMMEDIATE")?)
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SqlError {
     #[error("{0}")]
@@ -383,10 +391,16 @@ pub(super) enum SqlError {
 }
 
 impl SqlError {
-    fn at(self, path: &Path) -> Error {
+    pub(super) fn at(self, path: &Path) -> Error {
         let shown =
             if path.as_os_str().is_empty() { "a temporary index".into() } else { path.display().to_string() };
-        Error::new(Class::Permanent, format!("cannot use the index {shown}: {self}"))
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let damaged = match &self {
+            Self::Sql(e) => matches!(e.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
+            Self::Format => true,
+        };
+        let class = if damaged { Class::Integrity } else { Class::Permanent };
+        Error::new(class, format!("cannot use the index {shown}: {self}"))
     }
 }
 

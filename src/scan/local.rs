@@ -1,14 +1,11 @@
 //! A local directory as a source: objects from its index, contents from its files.
 
-use std::sync::atomic::AtomicBool;
-
 use rustix::io::Errno;
 
-use super::hash::hash_stable;
-use super::{Index, Scanned};
+use super::{Index, Scanned, Store};
 use crate::disk::Dir;
 use crate::error::{Context as _, Error, Result};
-use crate::model::{Content, Digest, Entry, Node, Object, Root, Source, TreePath};
+use crate::model::{Content, Digest, Entry, Node, Object, Root, Source, TreePath, Wanted};
 use crate::plan::{Item, Side};
 use std::os::fd::AsFd as _;
 
@@ -21,8 +18,6 @@ pub struct LocalSource<'a> {
     pub index: &'a Index,
     /// What the scan found.
     pub scanned: &'a Scanned,
-    /// Set to end.
-    pub cancel: &'a AtomicBool,
 }
 
 impl Source for LocalSource<'_> {
@@ -32,46 +27,30 @@ impl Source for LocalSource<'_> {
 
     fn objects(&self, want: &[Digest]) -> Result<Vec<Object>> {
         let missing = || Error::integrity("the source's index lost a directory; run again");
-        want.iter().map(|d| self.index.object(d)?.ok_or_else(missing)).collect()
+        want.iter().map(|d| Object::decode(&self.index.object(d)?.ok_or_else(missing)?)).collect()
     }
 
     fn contents(
         &self,
-        dir: &TreePath,
-        files: &[&Entry],
+        files: &[Wanted<'_>],
         take: &mut dyn FnMut(usize, Result<Content<'_>>) -> Result<()>,
     ) -> Result<()> {
-        let handle = match self.dir.open(dir) {
-            Ok(handle) => handle,
-            Err(e) => {
-                for i in 0..files.len() {
-                    take(i, gone_or(e, dir))?;
-                }
-                return Ok(());
+        let mut at: Option<(&TreePath, rustix::io::Result<Dir>)> = None;
+        for (i, file) in files.iter().enumerate() {
+            if at.as_ref().is_none_or(|(dir, _)| *dir != file.dir) {
+                at = Some((file.dir, self.dir.open(file.dir)));
             }
-        };
-        for (i, entry) in files.iter().enumerate() {
-            match handle.open_file(&entry.name) {
+            let fd = match &at {
+                Some((_, Ok(dir))) => dir.open_file(&file.entry.name),
+                Some((_, Err(e))) => Err(*e),
+                None => Err(Errno::NOENT),
+            };
+            match fd {
                 Ok(fd) => take(i, Ok(Content::File(fd.as_fd())))?,
-                Err(e) => take(i, gone_or(e, &dir.join(&entry.name)))?,
+                Err(e) => take(i, gone_or(e, &file.dir.join(&file.entry.name)))?,
             }
         }
         Ok(())
-    }
-
-    fn current(&self, dir: &TreePath, entry: &Entry) -> Result<Option<Entry>> {
-        let path = dir.join(&entry.name);
-        let handle = match self.dir.open(dir) {
-            Ok(handle) => handle,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(e) => return Err(e).context(|| format!("open {dir}")),
-        };
-        Ok(hash_stable(&handle, &path, &entry.name, self.cancel)?.map(|(stat, digest)| Entry {
-            mode: stat.mode,
-            mtime: stat.mtime,
-            node: Node::File { size: stat.size, digest },
-            ..entry.clone()
-        }))
     }
 }
 
@@ -91,13 +70,42 @@ impl Side for Objects<'_> {
 
     fn load(&self, dir: &Digest) -> Result<Vec<Item<Digest>>> {
         let object = self.0.objects(std::slice::from_ref(dir))?.pop().unwrap_or_default();
-        let item = |entry: Entry| Item {
-            dir: if let Node::Dir { object, .. } = entry.node { Some(object) } else { None },
-            entry,
-            keeps: false,
-            shared: false,
-            id: None,
-        };
         Ok(object.entries.into_iter().map(item).collect())
+    }
+}
+
+/// A published tree as a side of a plan.
+#[derive(Debug)]
+pub struct Published<'a>(pub &'a Store);
+
+impl Side for Published<'_> {
+    type Handle = Digest;
+
+    fn load(&self, dir: &Digest) -> Result<Vec<Item<Digest>>> {
+        Ok(self.0.object(dir)?.entries.into_iter().map(item).collect())
+    }
+}
+
+/// What an index knows, by object digest, as a side of a plan.
+#[derive(Debug)]
+pub struct Indexed<'a>(pub &'a Index);
+
+impl Side for Indexed<'_> {
+    type Handle = Digest;
+
+    fn load(&self, dir: &Digest) -> Result<Vec<Item<Digest>>> {
+        let missing = || Error::integrity("the source's index lost a directory; run again");
+        let object = Object::decode(&self.0.object(dir)?.ok_or_else(missing)?)?;
+        Ok(object.entries.into_iter().map(item).collect())
+    }
+}
+
+fn item(entry: Entry) -> Item<Digest> {
+    Item {
+        dir: if let Node::Dir { object, .. } = entry.node { Some(object) } else { None },
+        entry,
+        keeps: false,
+        shared: false,
+        id: None,
     }
 }

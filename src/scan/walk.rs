@@ -11,6 +11,7 @@
 //! two scans that lie seconds apart.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,12 +34,61 @@ use crate::plan::Filter;
 const FINE_STEP_NS: i128 = 20_000_000;
 /// Times without a fraction come from a clock of one (FAT: two) seconds.
 const COARSE_STEP_NS: i128 = 2_100_000_000;
+/// So many directories are looked at on the calling thread.
+const FEW_DIRS: usize = 64;
 /// Files per hashing job, and the bytes above which a file is a job of its own.
 const BATCH_FILES: usize = 64;
 const BATCH_BYTES: u64 = 4 << 20;
 
 /// Digests that are known from elsewhere (what this run wrote itself), by directory, name and state.
 pub type Known<'a> = dyn Fn(&TreePath, &[u8], &Stat) -> Option<Digest> + Sync + 'a;
+
+/// Asked of every file that was read: one that is not finished stays described as it was, or is left out, and is looked
+/// at again next time.
+pub trait Gate: Sync {
+    /// Why the file must not be described as it is yet; `None` when it is finished.
+    fn unfinished(&self, path: &TreePath, fd: BorrowedFd<'_>, stat: &Stat) -> Option<String>;
+
+    /// How it stays described.
+    fn published(&self, path: &TreePath) -> Option<Entry>;
+}
+
+/// Directories to look at; the others are as the index says.
+#[derive(Clone, Debug, Default)]
+pub struct Only {
+    list: HashSet<TreePath>,
+    /// These and all directories above them.
+    visit: HashSet<TreePath>,
+    deep: Vec<TreePath>,
+}
+
+impl Only {
+    /// Lists `dirs`, and `deep` with everything below; the directories above are passed through.
+    pub fn new<'p>(dirs: impl Iterator<Item = &'p TreePath>, deep: Vec<TreePath>) -> Self {
+        let list: HashSet<TreePath> = dirs.cloned().collect();
+        let mut visit = HashSet::from([TreePath::root()]);
+        for path in list.iter().chain(&deep) {
+            for path in path.ancestors() {
+                if !visit.insert(path) {
+                    break;
+                }
+            }
+        }
+        Self { list, visit, deep }
+    }
+
+    fn is_deep(&self, path: &TreePath) -> bool {
+        self.deep.iter().any(|deep| path.is_within(deep))
+    }
+
+    pub(super) fn lists(&self, path: &TreePath) -> bool {
+        self.list.contains(path) || self.is_deep(path)
+    }
+
+    pub(super) fn has(&self, path: &TreePath) -> bool {
+        self.visit.contains(path) || self.is_deep(path)
+    }
+}
 
 /// One directory to scan.
 pub struct Spec<'a> {
@@ -56,8 +106,14 @@ pub struct Spec<'a> {
     pub owners: &'a Owners,
     /// Trust no digest of the index.
     pub rehash: bool,
-    /// Look at these directories only (parents included); the others are as the index says.
-    pub only: Option<&'a HashSet<TreePath>>,
+    /// Files keep their setuid and setgid bits.
+    pub setid: bool,
+    /// Which files are not finished.
+    pub gate: Option<&'a dyn Gate>,
+    /// Called before a directory is listed: a watch that is set first misses nothing.
+    pub entering: Option<&'a (dyn Fn(&TreePath) + Sync + 'a)>,
+    /// Look at these directories only.
+    pub only: Option<&'a Only>,
     /// Digests known from elsewhere.
     pub known: Option<&'a Known<'a>>,
     /// Counts as it goes.
@@ -102,6 +158,8 @@ pub struct Scanned {
     pub errors: Vec<PathError>,
     /// Directories on which another file system is mounted.
     pub mounts: Vec<TreePath>,
+    /// Files that are not finished, and why.
+    pub held: Vec<(TreePath, String)>,
 }
 
 #[derive(Clone, Copy)]
@@ -148,7 +206,14 @@ pub(super) struct State {
 /// A piece of the scan.
 pub(super) enum Job {
     Dir(Arc<Dirent>),
-    Hash(Arc<Dirent>, Arc<Dir>, Vec<(usize, Stat)>),
+    Hash(Arc<Dirent>, Arc<Dir>, Vec<ToHash>),
+}
+
+/// A file to read.
+pub(super) struct ToHash {
+    /// Its place in the directory's entries.
+    at: usize,
+    stat: Stat,
 }
 
 pub(super) struct Tree<'a> {
@@ -159,6 +224,7 @@ pub(super) struct Tree<'a> {
     pub(super) live: Mutex<Bitmap>,
     pub(super) errors: Mutex<Vec<PathError>>,
     pub(super) mounts: Mutex<Vec<TreePath>>,
+    pub(super) held: Mutex<Vec<(TreePath, String)>>,
     pub(super) files: AtomicU64,
     pub(super) entries: AtomicU64,
     pub(super) specials: AtomicU64,
@@ -188,7 +254,10 @@ pub fn scan(specs: &[Spec<'_>], threads: usize, cancel: &AtomicBool) -> Result<V
     let trees = specs.iter().map(Tree::new).collect::<Result<Vec<_>>>()?;
     let jobs = trees.iter().enumerate().map(|(i, t)| t.start(i)).collect::<Result<Vec<_>>>()?;
     let scan = Scan { trees, pool: Pool::new(jobs), cancel };
-    scan.pool.run(threads, |job| scan.work(job))?;
+    // a few directories are no work for more than one
+    let few =
+        specs.iter().all(|s| s.only.is_some_and(|only| only.deep.is_empty() && only.visit.len() <= FEW_DIRS));
+    scan.pool.run(if few { 1 } else { threads }, |job| scan.work(job))?;
     scan.trees.into_iter().map(Tree::finish).collect()
 }
 
@@ -206,6 +275,7 @@ impl<'a> Tree<'a> {
             live: Mutex::default(),
             errors: Mutex::default(),
             mounts: Mutex::default(),
+            held: Mutex::default(),
             files: AtomicU64::new(0),
             entries: AtomicU64::new(0),
             specials: AtomicU64::new(0),
@@ -265,6 +335,7 @@ impl<'a> Tree<'a> {
             keeps,
             errors,
             mounts,
+            held: std::mem::take(&mut *lock(&self.held)),
         })
     }
 
@@ -278,16 +349,16 @@ impl<'a> Tree<'a> {
         if self.class != FsClass::Local {
             return !seen_before;
         }
-        let ns = |t: Mtime| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
         let step = if id.id.ctime.nsec == 0 { COARSE_STEP_NS } else { FINE_STEP_NS };
-        ns(id.id.ctime) + step >= ns(looked)
+        id.id.ctime.nanos() + step >= looked.nanos()
     }
 }
 
 /// Names the filter and the owner policy that a row's object was made with.
 fn view(spec: &Spec<'_>) -> Digest {
     let owners = format!("{:?}", spec.policy);
-    Digest::of(format!("{}\0{owners}", spec.filter.id()).as_bytes())
+    let setid = if spec.setid { "" } else { "\0no setid" };
+    Digest::of(format!("{}\0{owners}{setid}", spec.filter.id()).as_bytes())
 }
 
 pub(super) fn owner_of(spec: &Spec<'_>, stat: &Stat) -> Owner {
@@ -300,6 +371,11 @@ pub(super) fn owner_of(spec: &Spec<'_>, stat: &Stat) -> Owner {
             Owner { user: or(&owner.user, own.user), group: or(&owner.group, own.group) }
         }
     }
+}
+
+/// A file's mode as the tree describes it.
+pub(super) fn file_mode(spec: &Spec<'_>, stat: &Stat) -> u16 {
+    if spec.setid { stat.mode } else { stat.mode & !0o6000 }
 }
 
 impl Scan<'_> {
@@ -318,9 +394,20 @@ impl Scan<'_> {
 
     fn dir(&self, dir: &Arc<Dirent>) -> Result<()> {
         let tree = &self.trees[dir.tree];
+        if let Some(entering) = tree.spec.entering {
+            entering(&dir.path);
+        }
         let looked = now();
-        let read = tree.spec.root.open(&dir.path).and_then(|handle| {
-            let stat = handle.stat_self()?;
+        let opened = tree.spec.root.open(&dir.path).and_then(|handle| Ok((handle.stat_self()?, handle)));
+        if let Ok((stat, handle)) = &opened
+            && let Some(kids) = self.pass_through(dir, handle, stat)?
+        {
+            self.note_mount(dir, stat);
+            dir.open.fetch_add(kids.len(), Ordering::AcqRel);
+            self.pool.push(kids);
+            return self.close(dir.clone());
+        }
+        let read = opened.and_then(|(stat, handle)| {
             let listing = Listing::read(&handle, &dir.path, tree.spec.filter, tree.class != FsClass::Fuse)?;
             Ok((handle, stat, listing))
         });
@@ -335,15 +422,7 @@ impl Scan<'_> {
                 return self.report(dir, kid).map_or(Ok(()), |parent| self.close(parent));
             }
         };
-        let above = match &dir.parent {
-            Some((parent, _)) => parent.mount.load(Ordering::Relaxed),
-            None => stat.mount,
-        };
-        dir.mount.store(stat.mount, Ordering::Relaxed);
-        let mounted = stat.mount != above;
-        if mounted {
-            lock(&tree.mounts).push(dir.path.clone());
-        }
+        let mounted = self.note_mount(dir, &stat);
         tree.specials.fetch_add(listing.specials, Ordering::Relaxed);
         tree.excluded.fetch_add(listing.excluded, Ordering::Relaxed);
         tree.hard_links.fetch_add(listing.hard_links, Ordering::Relaxed);
@@ -377,6 +456,20 @@ impl Scan<'_> {
         self.start(dir, handle, kids, to_hash)
     }
 
+    /// Notes which mount a directory is on; says whether it is where one begins.
+    fn note_mount(&self, dir: &Dirent, stat: &Stat) -> bool {
+        let above = match &dir.parent {
+            Some((parent, _)) => parent.mount.load(Ordering::Relaxed),
+            None => stat.mount,
+        };
+        dir.mount.store(stat.mount, Ordering::Relaxed);
+        let mounted = stat.mount != above;
+        if mounted {
+            lock(&self.trees[dir.tree].mounts).push(dir.path.clone());
+        }
+        mounted
+    }
+
     /// Describes every listed entry from what is known of it; gives the files that must be read.
     fn resolve(
         &self,
@@ -386,7 +479,7 @@ impl Scan<'_> {
         known: Option<(Object, Vec<EntryId>)>,
         looked: Mtime,
         state: &mut State,
-    ) -> Result<Vec<(usize, Stat)>> {
+    ) -> Result<Vec<ToHash>> {
         let tree = &self.trees[dir.tree];
         let (object, ids) = known.unwrap_or_default();
         let long_ago = dir.old.as_ref().is_some_and(|old| looked.sec - old.seen >= 3);
@@ -402,7 +495,7 @@ impl Scan<'_> {
                 continue;
             };
             if let Some(stat) = seen.to_hash {
-                to_hash.push((at, stat));
+                to_hash.push(ToHash { at, stat });
             }
             match entry.node {
                 Node::Dir { .. } => state.kids.push((entry.name.clone(), id.id.ino, Kid::Open)),
@@ -430,10 +523,14 @@ impl Scan<'_> {
         let mut jobs = Vec::new();
         for (i, (name, ino, kid)) in state.kids.iter_mut().enumerate() {
             let mut old = by_name.remove(&(name.to_vec(), *ino));
+            let mut by_name_or_staged = true;
             if old.is_none() {
                 let found = index.by_ino(*ino)?;
                 let live = lock(&tree.live);
-                old = found.into_iter().find(|r| !live.has(r.id));
+                // the newest: rows of directories that are gone stay for a while, and inodes are used again
+                old = found.into_iter().filter(|r| !live.has(r.id)).max_by_key(|r| r.id);
+                // only one that this commit staged is known without a look
+                by_name_or_staged = old.as_ref().is_some_and(|r| r.parent == -1);
             }
             old = old.filter(|r| lock(&tree.live).add(r.id));
             let row = old.as_ref().map_or_else(|| index.new_id(), |r| r.id);
@@ -442,7 +539,8 @@ impl Scan<'_> {
             }
             let path = dir.path.join(name);
             if let (Some(only), Some(old)) = (tree.spec.only, &old)
-                && !only.contains(&path)
+                && by_name_or_staged
+                && !only.has(&path)
             {
                 let moved = DirRow { parent: dir.row, name: name.to_vec(), ..old.clone() };
                 if moved != *old {
@@ -473,19 +571,19 @@ impl Scan<'_> {
         dir: &Arc<Dirent>,
         handle: Dir,
         kids: Vec<Job>,
-        to_hash: Vec<(usize, Stat)>,
+        to_hash: Vec<ToHash>,
     ) -> Result<()> {
         let handle = Arc::new(handle);
         let mut jobs = kids;
-        let total: u64 = to_hash.iter().map(|(_, s)| s.size).sum();
+        let total: u64 = to_hash.iter().map(|f| f.stat.size).sum();
         if to_hash.len() <= BATCH_FILES && total <= BATCH_BYTES {
             self.hash(dir, &handle, &to_hash)?;
         } else {
             let mut batch = Vec::new();
             let mut bytes = 0;
-            for (i, stat) in to_hash {
-                bytes += stat.size;
-                batch.push((i, stat));
+            for file in to_hash {
+                bytes += file.stat.size;
+                batch.push(file);
                 if batch.len() >= BATCH_FILES || bytes >= BATCH_BYTES {
                     jobs.push(Job::Hash(dir.clone(), handle.clone(), std::mem::take(&mut batch)));
                     bytes = 0;
@@ -500,9 +598,9 @@ impl Scan<'_> {
         self.close(dir.clone())
     }
 
-    fn hash(&self, dir: &Dirent, handle: &Dir, files: &[(usize, Stat)]) -> Result<()> {
+    fn hash(&self, dir: &Dirent, handle: &Dir, files: &[ToHash]) -> Result<()> {
         let tree = &self.trees[dir.tree];
-        for (at, stat) in files {
+        for ToHash { at, stat } in files {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(Error::new(Class::Interrupted, "interrupted"));
             }
@@ -511,12 +609,31 @@ impl Scan<'_> {
             let hashed = hash_stable(handle, &path, &name, self.cancel);
             tree.spec.counters.hashed.fetch_add(1, Ordering::Relaxed);
             tree.spec.counters.hashed_bytes.fetch_add(stat.size, Ordering::Relaxed);
+            let unfinished = match (&hashed, tree.spec.gate) {
+                (Ok(Some((fd, now, _))), Some(gate)) => gate.unfinished(&path, fd.as_fd(), now),
+                (Err(e), Some(_)) if e.class == Class::Transient => {
+                    Some("it changes while it is read".into())
+                }
+                _ => None,
+            };
+            let before = unfinished.as_ref().and_then(|_| tree.spec.gate?.published(&path));
             let mut state = lock(&dir.state);
+            if let Some(why) = unfinished {
+                // looked at again next time
+                state.racy = true;
+                state.ids[*at].racy = true;
+                match before.filter(|entry| entry.kind() == Kind::File) {
+                    Some(before) => state.entries[*at] = before,
+                    None => state.gone.push(*at),
+                }
+                lock(&tree.held).push((path, why));
+                continue;
+            }
             match hashed {
-                Ok(Some((now, digest))) => {
+                Ok(Some((_, now, digest))) => {
                     let entry = &mut state.entries[*at];
                     entry.node = Node::File { size: now.size, digest };
-                    entry.mode = now.mode;
+                    entry.mode = file_mode(tree.spec, &now);
                     entry.mtime = now.mtime;
                     if !now.same_state(stat) && tree.class != FsClass::Fuse {
                         // it changed after the listing: the listing's digest is not this state's

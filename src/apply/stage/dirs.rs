@@ -57,13 +57,7 @@ impl Shared<'_> {
         place: Place,
         old: Option<Ident>,
         old_row: i64,
-    ) -> Result<Option<NewDir>> {
-        if let (Place::Mirror(_), None) = (&place, old) {
-            let parent = path.parent().unwrap_or_default();
-            if self.to.control.root.open(&parent).is_ok_and(|d| self.in_the_way(&d, &parent, entry)) {
-                return Ok(None);
-            }
-        }
+    ) -> Result<NewDir> {
         let dir = place.dir();
         let cannot = || format!("stage the directory {path}");
         dir.mkdir(&entry.name, 0o700).context(cannot)?;
@@ -75,7 +69,7 @@ impl Shared<'_> {
             }
             Place::Mirror(_) => Parent::Tree { old, old_row },
         };
-        Ok(Some(NewDir {
+        Ok(NewDir {
             path: path.clone(),
             dir,
             entry: entry.clone(),
@@ -84,13 +78,13 @@ impl Shared<'_> {
             open: AtomicUsize::new(1),
             done: Mutex::default(),
             gets_moves: AtomicBool::new(false),
-        }))
+        })
     }
 
     /// One open piece of a new directory less; the last one finishes it, and the new directories above.
     pub(super) fn close(&self, mut dir: Arc<NewDir>) -> Result<()> {
         while dir.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let (entry, stat, keeps) = self.finish_dir(&dir)?;
+            let (entry, stat) = self.finish_dir(&dir)?;
             match &dir.parent {
                 Parent::Root => return Ok(()),
                 Parent::Tree { old, old_row } => {
@@ -100,6 +94,7 @@ impl Shared<'_> {
                         old: *old,
                         row: *old_row,
                         digest: None,
+                        last: self.is_last(&dir.path),
                     };
                     return self.record(&put);
                 }
@@ -108,9 +103,7 @@ impl Shared<'_> {
                     let id = EntryId {
                         id: LocalId { ino, ctime: Mtime::default() },
                         row: dir.row,
-                        racy: false,
-                        keeps,
-                        shared: false,
+                        ..EntryId::default()
                     };
                     lock(&parent.done).push((entry, id, stat));
                     let parent = parent.clone();
@@ -122,7 +115,7 @@ impl Shared<'_> {
     }
 
     /// Sets a new directory's attributes and writes its index row.
-    pub(super) fn finish_dir(&self, dir: &NewDir) -> Result<(Entry, Stat, bool)> {
+    pub(super) fn finish_dir(&self, dir: &NewDir) -> Result<(Entry, Stat)> {
         let mut done = std::mem::take(&mut *lock(&dir.done));
         done.sort_unstable_by(|a, b| a.0.name.cmp(&b.0.name));
         let cannot = || format!("set the attributes of the directory {}", dir.path);
@@ -138,6 +131,7 @@ impl Shared<'_> {
                 done => done?,
             }
         }
+        self.new_dirs.store(true, Ordering::Relaxed);
         let is_root = matches!(dir.parent, Parent::Root);
         // a directory without u+w cannot be renamed, or be moved into, by anyone but root; its own mode comes last
         let open = matches!(dir.parent, Parent::Tree { .. }) || dir.gets_moves.load(Ordering::Relaxed);
@@ -158,16 +152,8 @@ impl Shared<'_> {
         }
         let stat = stat_fd(&dir.dir).context(cannot)?;
         let row = self.row(dir, &stat, done)?;
-        let entry = Entry {
-            node: Node::Dir { object: row.object, content: row.content },
-            owner: if dir.entry.owner == Owner::default() {
-                Owner::default()
-            } else {
-                dir.entry.owner.clone()
-            },
-            ..dir.entry.clone()
-        };
-        Ok((entry, stat, false))
+        let node = Node::Dir { object: row.object, content: row.content };
+        Ok((Entry { node, ..dir.entry.clone() }, stat))
     }
 
     pub(super) fn row(&self, dir: &NewDir, stat: &Stat, done: Vec<(Entry, EntryId, Stat)>) -> Result<DirRow> {

@@ -19,13 +19,9 @@ impl Shared<'_> {
     /// Leaves out what lies in a directory that failed; anything else without a place is our own mistake.
     pub(super) fn skip_below_failed(&self, path: &TreePath) -> Result<()> {
         let mut skipped = lock(&self.skipped);
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if skipped.contains(&dir) {
-                skipped.insert(path.clone());
-                return Ok(());
-            }
-            above = dir.parent();
+        if path.ancestors().skip(1).any(|dir| skipped.contains(&dir)) {
+            skipped.insert(path.clone());
+            return Ok(());
         }
         Err(Error::integrity(format!("the plan has no directory for {path}; please report this")))
     }
@@ -53,33 +49,46 @@ impl Shared<'_> {
 
     pub(super) fn batch(&self, batch: &Batch) -> Result<()> {
         let mut wanted = Vec::with_capacity(batch.files.len());
-        let tree_dir = match batch.place {
-            Place::Mirror(_) => self.to.control.root.open(&batch.dir).ok(),
-            Place::New(_) => None,
-        };
-        let old_stage = self.old_stage.as_ref().and_then(|s| s.open(&batch.dir).ok());
-        for (entry, old) in &batch.files {
-            if let (Some(dir), None) = (&tree_dir, old)
-                && self.in_the_way(dir, &batch.dir, entry)
-            {
-                continue;
-            }
-            if !old_stage.as_ref().map_or(Ok(false), |from| self.resume(from, batch, entry, *old))? {
-                wanted.push((entry, *old));
+        for (i, piece) in batch.pieces.iter().enumerate() {
+            let tree_dir = match piece.place {
+                Place::Mirror(_) => self.to.control.root.open(&piece.dir).ok(),
+                Place::New(_) => None,
+            };
+            let old_stage = self.old_stage.as_ref().and_then(|s| s.open(&piece.dir).ok());
+            for (_, entry, old) in batch.files.iter().filter(|(at, ..)| *at == i) {
+                if let (Some(dir), None) = (&tree_dir, old)
+                    && self.in_the_way(dir, &piece.dir, entry)
+                {
+                    continue;
+                }
+                if !old_stage.as_ref().map_or(Ok(false), |from| self.resume(from, piece, entry, *old))? {
+                    wanted.push((piece, entry, *old, self.partial(entry)?));
+                }
             }
         }
-        let entries: Vec<&Entry> = wanted.iter().map(|(entry, _)| *entry).collect();
-        self.to.source.contents(&batch.dir, &entries, &mut |i, content| {
+        let mut asked = Vec::with_capacity(wanted.len());
+        for (piece, entry, _, partial) in &wanted {
+            let from = partial.as_ref().map_or(0, |p| p.have);
+            asked.push(Wanted { dir: &piece.dir, entry, from });
+        }
+        self.to.source.contents(&asked, &mut |i, content| {
             if self.to.cancel.load(Ordering::Relaxed) {
                 return Err(interrupted());
             }
-            let (entry, old) = wanted[i];
-            self.one(batch, entry, old, content)
+            let (piece, entry, old, partial) = &wanted[i];
+            match (content, partial) {
+                (Ok(Content::Stream(stream)), Some(partial)) => {
+                    self.grow(piece, entry, *old, partial, stream)
+                }
+                (content, _) => self.one(piece, entry, *old, content),
+            }
         })?;
-        match &batch.place {
-            Place::New(dir) => self.close(dir.clone()),
-            Place::Mirror(_) => Ok(()),
+        for piece in &batch.pieces {
+            if let Place::New(dir) = &piece.place {
+                self.close(dir.clone())?;
+            }
         }
+        Ok(())
     }
 
     /// What is excluded, or a special file, is never displaced.
@@ -97,13 +106,13 @@ impl Shared<'_> {
 
     pub(super) fn one(
         &self,
-        batch: &Batch,
+        piece: &Piece,
         entry: &Entry,
         old: Option<Ident>,
         content: Result<Content<'_>>,
     ) -> Result<()> {
-        let path = batch.dir.join(&entry.name);
-        let dir = batch.place.dir();
+        let path = piece.dir.join(&entry.name);
+        let dir = piece.place.dir();
         let mut entry = entry.clone();
         let mut content = match content {
             Ok(Content::Vanished) => {
@@ -137,7 +146,7 @@ impl Shared<'_> {
                     }
                     if still {
                         return match self.writer.finish(&fd, &path, &entry) {
-                            Ok(stat) => self.staged(batch, entry, old, &stat, Some(digest)),
+                            Ok(stat) => self.staged(piece, entry, old, &stat, digest),
                             Err(e) if is_of_path(&e) => {
                                 let _ = dir.unlink(&entry.name);
                                 self.fail(path, &e);
@@ -151,14 +160,14 @@ impl Shared<'_> {
                 Err(e) if e.class == Class::Interrupted => return Err(e),
                 Err(e) => {
                     let _ = dir.unlink(&entry.name);
-                    self.fail(path, &e);
+                    self.fail_or_gone(path, &e);
                     return Ok(());
                 }
             }
             dir.unlink(&entry.name).context(|| format!("take back {path}"))?;
             tries += 1;
             let Content::File(from) = content else {
-                self.fail_text(path, "what was sent is not what its digest says".into());
+                self.mismatch(path);
                 return Ok(());
             };
             if tries == TRIES {
@@ -192,9 +201,8 @@ impl Shared<'_> {
     /// write moves them when it begins, so a writer that is held up within one write is not seen either.
     pub(super) fn is_fresh(&self, from: impl std::os::fd::AsFd) -> bool {
         let Ok(stat) = stat_fd(from) else { return true };
-        let ns = |t: Mtime| i128::from(t.sec) * 1_000_000_000 + i128::from(t.nsec);
         // a clock that is far ahead of ours says nothing, and must not cost every file a wait
-        (-2_000_000_000..CLOCK_STEP.as_nanos() as i128).contains(&(ns(now()) - ns(stat.id.ctime)))
+        (-2_000_000_000..CLOCK_STEP.as_nanos() as i128).contains(&(now().nanos() - stat.id.ctime.nanos()))
     }
 
     /// Waits for the clock, then reads what was copied once more: from the same open file, whatever its name
@@ -204,6 +212,20 @@ impl Shared<'_> {
         let again = rustix::fs::seek(from, rustix::fs::SeekFrom::Start(0))
             .and_then(|_| hash_first(from, n, self.to.cancel));
         again.is_ok_and(|again| again == *digest)
+    }
+
+    /// A stream that ended early because the file is gone there is no error of ours.
+    pub(super) fn fail_or_gone(&self, path: TreePath, e: &Error) {
+        if e.source.as_ref().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            self.vanished(&path);
+        } else {
+            self.fail(path, e);
+        }
+    }
+
+    pub(super) fn mismatch(&self, path: TreePath) {
+        lock(&self.mismatched).insert(path.clone());
+        self.fail_text(path, "what was sent is not what its digest says".into());
     }
 
     pub(super) fn vanished(&self, path: &TreePath) {
@@ -229,7 +251,7 @@ impl Shared<'_> {
     pub(super) fn resume(
         &self,
         from: &Dir,
-        batch: &Batch,
+        piece: &Piece,
         entry: &Entry,
         old: Option<Ident>,
     ) -> Result<bool> {
@@ -243,15 +265,15 @@ impl Shared<'_> {
             return Ok(false);
         }
         let whole = from.open_file(&entry.name).and_then(|fd| hash_fd(&fd, size, self.to.cancel));
-        let dir = batch.place.dir();
+        let dir = piece.place.dir();
         if whole.is_ok_and(|(d, n)| d == digest && n == size)
             && from.rename_with(&entry.name, dir, &entry.name, RenameFlags::NOREPLACE).is_ok()
         {
-            let path = batch.dir.join(&entry.name);
+            let path = piece.dir.join(&entry.name);
             let fd = dir.open_file(&entry.name).context(|| format!("open {path} again"))?;
             let stat = self.writer.finish(&fd, &path, entry)?;
             self.to.counters.resumed.fetch_add(1, Ordering::Relaxed);
-            self.staged(batch, entry.clone(), old, &stat, Some(digest))?;
+            self.staged(piece, entry.clone(), old, &stat, digest)?;
             return Ok(true);
         }
         Ok(false)
@@ -259,25 +281,23 @@ impl Shared<'_> {
 
     pub(super) fn staged(
         &self,
-        batch: &Batch,
+        piece: &Piece,
         entry: Entry,
         old: Option<Ident>,
         stat: &Stat,
-        digest: Option<Digest>,
+        digest: Digest,
     ) -> Result<()> {
         self.to.counters.files.fetch_add(1, Ordering::Relaxed);
         self.to.counters.bytes.fetch_add(stat.size, Ordering::Relaxed);
-        self.place(&batch.place, batch.dir.join(&entry.name), entry, old, 0, stat, digest)
+        self.place(&piece.place, piece.dir.join(&entry.name), entry, old, stat, Some(digest))
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn place(
         &self,
         place: &Place,
         path: TreePath,
         entry: Entry,
         old: Option<Ident>,
-        row: i64,
         stat: &Stat,
         digest: Option<Digest>,
     ) -> Result<()> {
@@ -287,8 +307,17 @@ impl Shared<'_> {
                 lock(&dir.done).push((entry, id, *stat));
                 Ok(())
             }
-            Place::Mirror(_) => self.record(&Record::Put { path, new: Ident::of(stat), old, row, digest }),
+            Place::Mirror(_) => {
+                let last = self.is_last(&path);
+                self.record(&Record::Put { path, new: Ident::of(stat), old, row: 0, digest, last })
+            }
         }
+    }
+
+    /// Whether this path comes into place after the others.
+    pub(super) fn is_last(&self, path: &TreePath) -> bool {
+        let parent = path.parent().unwrap_or_default();
+        self.to.order.is_some_and(|order| order.excludes(&parent, path.split().1, false))
     }
 
     pub(super) fn local_id(&self, stat: &Stat) -> LocalId {
@@ -306,12 +335,6 @@ impl Shared<'_> {
         let Node::Link { target } = &entry.node else {
             return Ok(());
         };
-        if let (Place::Mirror(_), None) = (place, old) {
-            let parent = path.parent().unwrap_or_default();
-            if self.to.control.root.open(&parent).is_ok_and(|d| self.in_the_way(&d, &parent, entry)) {
-                return Ok(());
-            }
-        }
         let dir = place.dir();
         let cannot = || format!("make the link {path}");
         dir.symlink(target, &entry.name).context(cannot)?;
@@ -321,6 +344,6 @@ impl Shared<'_> {
         }
         dir.set_mtime(&entry.name, entry.mtime).context(cannot)?;
         let stat = dir.stat(&*entry.name).context(cannot)?;
-        self.place(place, path.clone(), entry.clone(), old, 0, &stat, None)
+        self.place(place, path.clone(), entry.clone(), old, &stat, None)
     }
 }

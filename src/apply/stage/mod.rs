@@ -6,6 +6,7 @@
 
 mod dirs;
 mod files;
+mod partial;
 mod walk;
 
 use std::cmp::Ordering as Order;
@@ -18,22 +19,27 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::commit::CLOCK_STEP;
-use super::control::{Control, OLD_STAGE, STAGE};
+use super::control::{Control, OLD_STAGE, PARTIAL, STAGE};
 use super::file::{Writer, is_promised};
-use super::journal::{Ident, JournalWriter, Record, SetAttrs};
+use super::journal::{Ident, Journal, JournalWriter, Record, SetAttrs};
 use super::mirror::Mirror;
+use super::ops::no_flags;
 use crate::disk::{
     Dir, FileKind, FsClass, Owners, Stat, chmod_fd, chown_fd, now, remove_tree, set_mtime_fd, stat_fd,
 };
 use crate::error::{Class, Context as _, Error, PathError, Result};
 use crate::model::{
-    Content, Digest, Entry, Kind, LocalId, Mtime, Node, Object, Owner, RootHeader, Source, TreePath,
+    Content, Digest, Entry, Kind, LocalId, Mtime, Node, Object, RootHeader, Source, TreePath, Wanted, escape,
 };
 use crate::plan::{Diff, Filter, Item, Moves, Op, Side, Step};
-use crate::scan::{DirRow, EntryId, Index, ROOT_ID, StatHasher, hash_fd, hash_first};
+use crate::scan::{DirRow, EntryId, Index, ROOT_ID, StatHasher, hash_fd, hash_first, hash_into};
 
 const BATCH_FILES: usize = 128;
 const BATCH_BYTES: u64 = 4 << 20;
+/// Directories that a batch from a network keeps open.
+const BATCH_DIRS: usize = 32;
+/// What is smaller is fetched again from its start.
+const PARTIAL_FROM: u64 = 4 << 20;
 /// Batches that wait for a thread.
 const QUEUE: usize = 16;
 /// A file that changes while it is copied is copied again so often.
@@ -72,6 +78,8 @@ pub struct Stager<'a> {
     pub index: &'a Index,
     /// What is excluded must not be displaced.
     pub filter: &'a Filter,
+    /// What comes into place after everything else.
+    pub order: Option<&'a Filter>,
     /// The host's names.
     pub owners: &'a Owners,
     /// Counts as it goes.
@@ -82,6 +90,11 @@ pub struct Stager<'a> {
     pub cancel: &'a AtomicBool,
     /// Threads that copy.
     pub threads: usize,
+    /// Few changes: sync every file, so that nobody else's dirty data is waited for.
+    pub sync_each: bool,
+    /// Content comes over a network: files of many directories are asked for at once, and a large file that was
+    /// cut short goes on where it stopped.
+    pub remote: bool,
 }
 
 /// A staged plan, its journal not yet decided.
@@ -93,10 +106,14 @@ pub struct Staged {
     pub skipped: BTreeSet<TreePath>,
     /// Files that changed since the scan, and came over as they are now.
     pub renewed: BTreeSet<TreePath>,
+    /// Files whose content arrived and was not what its digest says.
+    pub mismatched: BTreeSet<TreePath>,
     /// Directories in which names change.
     pub(crate) touched: BTreeSet<TreePath>,
-    /// When the last piece was staged.
-    pub(crate) at: Mtime,
+    /// When the last new directory was staged; its files' times are in the index already.
+    pub(crate) at: Option<Mtime>,
+    /// All of it is durable.
+    pub(crate) synced: bool,
 }
 
 #[derive(Clone)]
@@ -105,11 +122,18 @@ enum Place {
     Mirror(Arc<Dir>),
 }
 
-/// Files of one directory.
-struct Batch {
+/// A directory that files of a batch are for.
+struct Piece {
     dir: TreePath,
     place: Place,
-    files: Vec<(Entry, Option<Ident>)>,
+}
+
+/// Files that are brought in one go, with the index of their piece.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Piece>,
+    files: Vec<(usize, Entry, Option<Ident>)>,
+    bytes: u64,
 }
 
 /// What the threads share.
@@ -117,6 +141,11 @@ struct Shared<'s> {
     to: &'s Stager<'s>,
     writer: Writer<'s>,
     old_stage: Option<Dir>,
+    /// Where large files grow, each under its digest.
+    partial: Option<Dir>,
+    growing: Mutex<BTreeSet<Digest>>,
+    new_dirs: AtomicBool,
+    mismatched: Mutex<BTreeSet<TreePath>>,
     journal: Mutex<JournalWriter>,
     errors: Mutex<Vec<PathError>>,
     skipped: Mutex<BTreeSet<TreePath>>,
@@ -188,6 +217,7 @@ impl Stager<'_> {
         tree_id: &str,
         target: &Target<'_>,
     ) -> Result<Staged> {
+        Journal::refuse_pending(&self.control.dir)?;
         let home = self.control.stage_home();
         let old_stage = if matches!(target, Target::Tree(_)) { keep_old_stage(home)? } else { None };
         let mut journal = JournalWriter::create(&self.control.dir)?;
@@ -197,10 +227,18 @@ impl Stager<'_> {
             to: self,
             writer: Writer {
                 owners: self.owners,
-                sync_each: self.control.class == FsClass::Fuse,
+                sync_each: self.sync_each || self.control.class == FsClass::Fuse,
                 cancel: self.cancel,
             },
             old_stage,
+            partial: self
+                .remote
+                .then(|| home.ensure_dir(PARTIAL, 0o700))
+                .transpose()
+                .context(|| "make the directory for partly received files".into())?,
+            growing: Mutex::default(),
+            new_dirs: AtomicBool::new(false),
+            mismatched: Mutex::default(),
             journal: Mutex::new(journal),
             errors: Mutex::default(),
             skipped: Mutex::default(),
@@ -234,7 +272,9 @@ impl Stager<'_> {
         errors.sort();
         let renewed = shared.renewed.into_inner().unwrap_or_else(PoisonError::into_inner);
         let skipped = shared.skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Staged { journal, errors, skipped, renewed, touched, at: now() })
+        let mismatched = shared.mismatched.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let at = shared.new_dirs.into_inner().then(now);
+        Ok(Staged { journal, errors, skipped, renewed, mismatched, touched, at, synced: self.sync_each })
     }
 
     fn walk<N: Side>(
@@ -252,7 +292,7 @@ impl Stager<'_> {
             mirror: Mirror::new(&self.control.root, stage)?,
             send,
             stack: Vec::new(),
-            batch: None,
+            batch: Batch::default(),
             touched: BTreeSet::new(),
             prepared: BTreeSet::new(),
             attrs: BTreeMap::new(),
@@ -296,11 +336,21 @@ impl Staged {
 /// # Errors
 /// The operating system's.
 pub fn discard_stage(control: &Control) -> Result<()> {
+    Journal::refuse_pending(&control.dir)?;
     let home = control.stage_home();
     for name in [STAGE, OLD_STAGE] {
         remove_tree(home, name).context(|| format!("empty the staging directory of {}", control.shown()))?;
     }
-    super::Journal::remove_undecided(&control.dir)
+    Journal::remove_undecided(&control.dir)
+}
+
+/// Removes what was received of large files that nobody wants any more.
+///
+/// # Errors
+/// The operating system's.
+pub fn discard_partial(control: &Control) -> Result<()> {
+    remove_tree(control.stage_home(), PARTIAL)
+        .context(|| format!("remove partly received files of {}", control.shown()))
 }
 
 /// What an interrupted run had staged is kept aside: whole files in it are used again, the rest goes.

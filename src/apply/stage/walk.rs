@@ -10,7 +10,7 @@ pub(super) struct Walk<'w, 's> {
     pub(super) send: SyncSender<Batch>,
     /// New directories that may get more.
     pub(super) stack: Vec<Arc<NewDir>>,
-    pub(super) batch: Option<(Batch, u64)>,
+    pub(super) batch: Batch,
     pub(super) touched: BTreeSet<TreePath>,
     /// Of these, the ones whose attributes are noted and which can be written to.
     pub(super) prepared: BTreeSet<TreePath>,
@@ -29,7 +29,6 @@ impl Walk<'_, '_> {
         while let Some(top) = self.stack.last()
             && is_past(&top.path, step.path)
         {
-            self.flush()?;
             if let Some(dir) = self.stack.pop() {
                 self.shared.close(dir)?;
             }
@@ -108,16 +107,24 @@ impl Walk<'_, '_> {
         }
         match entry.node {
             Node::File { .. } => self.file(parent, place, entry, old),
+            _ if matches!(place, Place::Mirror(_)) && old.is_none() && self.is_blocked(&parent, entry) => {
+                Ok(())
+            }
             Node::Dir { .. } => {
-                self.flush()?;
                 let old_row = step.old.and_then(|o| o.dir).unwrap_or(0);
                 let dir = self.shared.make_dir(step.path, entry, place, old, old_row)?;
-                self.stack.extend(dir.map(Arc::new));
+                self.stack.push(Arc::new(dir));
                 Ok(())
             }
             Node::Link { .. } => self.shared.link(step.path, entry, &place, old),
             Node::Unreadable { .. } => Ok(()),
         }
+    }
+
+    /// Whether something that must not be displaced lies where `entry` is to be.
+    fn is_blocked(&self, parent: &TreePath, entry: &Entry) -> bool {
+        let root = &self.shared.to.control.root;
+        root.open(parent).is_ok_and(|dir| self.shared.in_the_way(&dir, parent, entry))
     }
 
     pub(super) fn file(
@@ -127,29 +134,32 @@ impl Walk<'_, '_> {
         entry: &Entry,
         old: Option<Ident>,
     ) -> Result<()> {
-        let full = |(batch, bytes): &(Batch, u64)| {
-            batch.dir != dir || batch.files.len() >= BATCH_FILES || *bytes >= BATCH_BYTES
-        };
-        if self.batch.as_ref().is_some_and(full) {
+        let batch = &self.batch;
+        let other = batch.pieces.last().is_none_or(|piece| piece.dir != dir);
+        let dirs = if self.shared.to.remote { BATCH_DIRS } else { 1 };
+        let full = batch.files.len() >= BATCH_FILES
+            || batch.bytes >= BATCH_BYTES
+            || other && batch.pieces.len() >= dirs;
+        if full {
             self.flush()?;
         }
-        let (batch, bytes) = self.batch.get_or_insert_with(|| {
+        if other || full {
             if let Place::New(new) = &place {
                 new.open.fetch_add(1, Ordering::Relaxed);
             }
-            (Batch { dir, place, files: Vec::new() }, 0)
-        });
-        batch.files.push((entry.clone(), old));
-        *bytes += entry.size();
+            self.batch.pieces.push(Piece { dir, place });
+        }
+        self.batch.files.push((self.batch.pieces.len() - 1, entry.clone(), old));
+        self.batch.bytes += entry.size();
         Ok(())
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {
-        match self.batch.take() {
-            // the threads end only when this end is dropped, or on an error that is reported first
-            Some((batch, _)) => self.send.send(batch).map_err(|_| interrupted()),
-            None => Ok(()),
+        if self.batch.files.is_empty() {
+            return Ok(());
         }
+        // the threads end only when this end is dropped, or on an error that is reported first
+        self.send.send(std::mem::take(&mut self.batch)).map_err(|_| interrupted())
     }
 
     pub(super) fn moved(&mut self, step: &Step<'_, i64>) -> Result<()> {
@@ -172,11 +182,10 @@ impl Walk<'_, '_> {
             self.shared.fail(step.path.clone(), &e);
             return Ok(());
         }
-        let parent = step.path.parent().unwrap_or_default();
-        let root = &self.shared.to.control.root;
-        if root.open(&parent).is_ok_and(|d| self.shared.in_the_way(&d, &parent, entry)) {
+        if self.is_blocked(&step.path.parent().unwrap_or_default(), entry) {
             return Ok(());
         }
+        let root = &self.shared.to.control.root;
         self.touch(step)?;
         self.open_dir(&dir)?;
         if let (false, Ok(stat)) = (dir.is_root(), root.open(&dir).and_then(|d| d.stat_self())) {
