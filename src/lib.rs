@@ -18,6 +18,8 @@ pub mod cli;
 pub mod config;
 pub mod disk;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod lag;
 pub mod model;
 pub mod peer;

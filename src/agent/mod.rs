@@ -1,14 +1,21 @@
-//! What a command or a role does, put together from scan, plan and apply.
+//! What a command or a role does, put together from scan, plan, apply and peer.
 
 mod apply;
 mod inspect;
+mod mirror;
 mod paths;
 mod pin;
+pub mod pki;
+mod role;
+mod source;
 mod state;
+mod supervisor;
 mod sync;
 mod target;
 
 pub use apply::{Activate, Monitor, NotCarried, Outcome, Phase, Progress, TreeOptions};
 pub use inspect::{Drift, DriftKind, Explained, digest, explain, verify};
+pub use role::Role;
 pub use state::{Pending, TreeState, default_state_dir};
+pub use supervisor::Agent;
 pub use sync::{SyncOptions, sync};

@@ -1,10 +1,16 @@
 //! Arguments, output, exit codes. The only floor that prints.
 
+mod admin;
+mod config;
+mod demo;
 mod exit;
 mod explain;
 mod options;
 mod output;
+mod pki;
 mod progress;
+mod run;
+mod status;
 mod sync;
 mod verify;
 
@@ -15,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use exit::Exit;
+use options::SourceCommand;
 pub use options::{Cli, Command};
 
 use crate::error::{Class, Error, Result};
@@ -26,15 +33,13 @@ pub fn main() -> std::process::ExitCode {
         Ok(cli) => cli,
         Err(e) => e.exit(),
     };
-    start_log();
     raise_file_limit();
-    let cancel = Arc::new(AtomicBool::new(false));
-    let result = on_signals(&cancel).and_then(|()| match &cli.command {
-        Command::Sync(args) => sync::run(args, &matches, &cancel),
-        Command::Verify(args) => verify::verify(args, &cancel),
-        Command::Digest(args) => verify::digest(args, &matches, &cancel),
-        Command::Explain(args) => explain::run(args),
-    });
+    let result = match &cli.command {
+        // these have logs and signals of their own
+        Command::Run(args) => run::run(args),
+        Command::Demo(args) => demo::run(args),
+        command => other(command, &matches),
+    };
     let exit = result.unwrap_or_else(|e| {
         let exit = Exit::from(e.class);
         if cli.command.json() {
@@ -47,10 +52,39 @@ pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::from(exit as u8)
 }
 
-fn start_log() {
+fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
+    start_log("warn");
+    let cancel = Arc::new(AtomicBool::new(false));
+    on_signals(&cancel)?;
+    match command {
+        Command::Sync(args) => sync::run(args, matches, &cancel),
+        Command::Verify(args) => verify::verify(args, &cancel),
+        Command::Digest(args) => verify::digest(args, matches, &cancel),
+        Command::Explain(args) => explain::run(args),
+        Command::Pki(command) => pki::run(command),
+        Command::Config(command) => config::run(command),
+        Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
+        Command::Approve(args) => admin::approve(args),
+        Command::Source(SourceCommand::Reset(args)) => admin::reset(args),
+        Command::Run(args) => run::run(args),
+        Command::Demo(args) => demo::run(args),
+    }
+}
+
+/// Colours are for terminals.
+fn coloured() -> bool {
+    use std::io::IsTerminal as _;
+    std::io::stderr().is_terminal()
+}
+
+fn start_log(level: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("SYNCAGENT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = EnvFilter::try_from_env("SYNCAGENT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(coloured())
+        .init();
 }
 
 /// Scans hold few files open, but the soft limit of 1,024 need not be what decides.

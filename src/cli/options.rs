@@ -1,14 +1,13 @@
 //! The command line.
 
-use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
-use crate::disk::{OwnerPolicy, Owners, group_id, user_id};
+use super::pki::PkiCommand;
+use crate::config::{Size, Span};
 use crate::error::{Class, Error, Result};
-use crate::model::{Owner, TreePath};
+use crate::model::TreePath;
 use crate::plan::{Filter, MaxDelete, PlanId};
 
 /// Keeps an application cluster's deployed files the same on every node.
@@ -39,12 +38,34 @@ pub enum Command {
     Digest(DigestArgs),
     /// Show what is known of one path: filter, digest, last run, pending plan.
     Explain(ExplainArgs),
+    /// The agent of this node, in the foreground.
+    Run(RunArgs),
+    /// How every node stands, by tree.
+    Status(StatusArgs),
+    /// Let exactly the losses of a refused plan through; the plan's id is in `status`.
+    Approve(ApproveArgs),
+    /// Orders to a tree's source.
+    #[command(subcommand)]
+    Source(SourceCommand),
+    /// Three agents on loopback with a deployment that changes, in a temporary directory.
+    Demo(DemoArgs),
+    /// A certificate authority for the cluster's nodes, for those who have none.
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Check the agent's configuration, show what is in effect, or print an example.
+    #[command(subcommand)]
+    Config(ConfigCommand),
 }
 
 impl Command {
     /// Whether standard output is for programs.
     pub(crate) fn json(&self) -> bool {
-        matches!(self, Self::Sync(SyncArgs { json: true, .. }))
+        match self {
+            Self::Sync(args) => args.json,
+            Self::Pki(command) => command.json(),
+            Self::Status(args) => args.json,
+            _ => false,
+        }
     }
 }
 
@@ -143,6 +164,116 @@ pub struct ExplainArgs {
     pub(crate) state: StateArgs,
 }
 
+/// `config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Name every problem, with its line; exit 2 when there is an error.
+    Check(ConfigArg),
+    /// Print the effective configuration, with all defaults.
+    Show(ConfigArg),
+    /// Print a commented example.
+    Example,
+}
+
+/// Where the agent's configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/syncagent/syncagent.toml")]
+    pub config: PathBuf,
+}
+
+/// Where the agent's configuration is.
+pub(crate) const CONFIG: &str = "/etc/syncagent/syncagent.toml";
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The configuration. SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    pub config: PathBuf,
+}
+
+/// Which agent is asked.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// The configuration that names the agent's socket (listen.socket).
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+    /// The agent's socket itself.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl AgentArgs {
+    /// The agent's socket. Without a configuration file it is where it is by default.
+    pub(crate) fn socket(&self) -> Result<PathBuf> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        if self.config == Path::new(CONFIG) && !self.config.exists() {
+            return Ok(PathBuf::from(crate::config::SOCKET));
+        }
+        super::config::load(&self.config)?.map(|c| c.listen.socket).ok_or_else(|| {
+            let what = "the configuration has errors; the agent's socket can also be given with --socket";
+            Error::new(Class::Config, what)
+        })
+    }
+}
+
+/// `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// This tree only.
+    pub tree: Option<String>,
+    /// JSON; its schema is in docs/status.md.
+    #[arg(long)]
+    pub json: bool,
+    /// Again every second.
+    #[arg(short, long)]
+    pub watch: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `approve`.
+#[derive(Debug, Args)]
+pub struct ApproveArgs {
+    /// The tree.
+    pub tree: String,
+    /// What `status` names.
+    pub plan: PlanId,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `source`.
+#[derive(Debug, Subcommand)]
+pub enum SourceCommand {
+    /// After a source was restored from a backup: begin a new epoch with what it has now.
+    Reset(ResetArgs),
+}
+
+/// `source reset`.
+#[derive(Debug, Args)]
+pub struct ResetArgs {
+    /// The tree.
+    pub tree: String,
+    /// Yes: the mirrors shall take over what the source has now.
+    #[arg(long)]
+    pub approve: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// End after so many seconds; exit 0 only if every mirror converged.
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<u64>,
+}
+
 /// Patterns; their order on the command line counts.
 #[derive(Debug, Args)]
 pub(crate) struct FilterArgs {
@@ -221,87 +352,8 @@ pub enum ActivateArg {
     Swap,
 }
 
-/// A duration: "30s", "1h 30m", or seconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Span(pub Duration);
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        if let Ok(seconds) = s.parse::<u32>() {
-            return Ok(Self(Duration::from_secs(seconds.into())));
-        }
-        let span: jiff::SignedDuration =
-            s.parse().map_err(|_| format!("`{s}` is not a duration such as 30s, 5m or 1h30m"))?;
-        Duration::try_from(span).map(Self).map_err(|_| format!("`{s}` is negative"))
-    }
-}
-
-/// Bytes: "500MiB", "10G", "1024". Suffixes are powers of 1,024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let bad = || format!("`{s}` is not a size such as 500MiB, 10G or 1048576");
-        let end = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
-        let number: u64 = s[..end].parse().map_err(|_| bad())?;
-        let shift = match s[end..].trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => return Err(bad()),
-        };
-        number.checked_mul(1 << shift).map(Self).ok_or_else(bad)
-    }
-}
-
-/// `--owner`, checked against the users and groups of this host.
-pub(crate) fn owner_policy(arg: Option<&str>) -> Result<OwnerPolicy> {
-    let unknown = |what: &str, name: &str| {
-        let what = format!(
-            "--owner: there is no {what} `{name}` on this host (a numeric id is written #1234 or 1234)"
-        );
-        Err(Error::new(Class::Config, what))
-    };
-    let numeric = |name: &str| {
-        if name.parse::<u32>().is_ok() { format!("#{name}") } else { name.to_owned() }
-    };
-    match arg {
-        None if rustix::process::geteuid().is_root() => Ok(OwnerPolicy::Preserve),
-        None | Some("ignore") => Ok(OwnerPolicy::Ignore),
-        Some("preserve") => Ok(OwnerPolicy::Preserve),
-        Some(spec) => {
-            let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
-            if user.is_empty() && group.is_empty() {
-                return Err(Error::new(Class::Config, "--owner: give `preserve`, `ignore` or USER[:GROUP]"));
-            }
-            let names = Owners::default();
-            let mut owner = Owner::default();
-            if !user.is_empty() {
-                let Some(uid) = user_id(&numeric(user)) else {
-                    return unknown("user", user);
-                };
-                owner.user = names.names(uid, 0).user;
-            }
-            if !group.is_empty() {
-                let Some(gid) = group_id(&numeric(group)) else {
-                    return unknown("group", group);
-                };
-                owner.group = names.names(0, gid).group;
-            }
-            Ok(OwnerPolicy::Fixed(owner))
-        }
-    }
-}
-
 /// A path in a tree as a user writes it: relative to the tree, or below the tree's own path.
-pub(crate) fn tree_path(dir: &std::path::Path, path: &std::path::Path) -> Result<TreePath> {
+pub(crate) fn tree_path(dir: &Path, path: &Path) -> Result<TreePath> {
     use std::os::unix::ffi::OsStrExt as _;
     let relative = path
         .strip_prefix(dir)
@@ -323,17 +375,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_and_durations_are_read_or_refused() {
-        assert_eq!("10GiB".parse(), Ok(Size(10 << 30)));
-        assert_eq!("7".parse(), Ok(Size(7)));
-        assert!("x".parse::<Size>().is_err());
-        assert!("99999999999T".parse::<Size>().is_err());
-        assert_eq!("90".parse::<Span>().unwrap().0, Duration::from_secs(90));
-        assert_eq!("1m30s".parse::<Span>().unwrap().0, Duration::from_secs(90));
-        assert!("-5s".parse::<Span>().is_err());
-        assert!("soon".parse::<Span>().is_err());
     }
 }

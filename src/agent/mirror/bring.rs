@@ -1,0 +1,512 @@
+//! Bringing the tree to a generation: directories fetched, judged, staged, committed. The same steps put drift
+//! back, with the generation that is there already.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::MirrorTree;
+use super::engine::{End, Engine, Session};
+use super::remote::{Remote, check};
+use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, Trees};
+use crate::config::DriftPolicy;
+use crate::disk::{OwnerPolicy, boot_ms};
+use crate::error::{Class, Error, Result};
+use crate::model::{
+    Digest, Entry, GenId, Generation, Kind, Object, Owner, RefusedPlan, Root, RootHeader, Source as _, State,
+    root_content,
+};
+use crate::plan::{Facts, Moves, Op, Refusal, Step, Tally, judge};
+use crate::scan::{Objects, OldTree};
+use crate::watch::{Changes, Watcher};
+
+/// What the source does not keep any more.
+const GONE: &str = "the source does not have any more the directory";
+/// What drifted is named in the log up to so many paths.
+const NAMED: u64 = 20;
+/// What only older generations had goes after so many.
+const SWEEP_EVERY: u64 = 64;
+/// After content was gone, a newer generation is waited for so long.
+const NEWER_WAIT: Duration = Duration::from_secs(3);
+
+impl Engine {
+    /// Makes the tree what `newest` says.
+    pub(super) fn bring(&mut self, s: &mut Session, newest: &Generation) -> Result<Option<End>> {
+        let tree = self.tree.clone();
+        tree.supersede.store(false, Ordering::Relaxed);
+        if tree.stopped() {
+            return Err(Error::new(Class::Interrupted, "interrupted"));
+        }
+        let begun = Instant::now();
+        let persisted = s.control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
+        let is_new = persisted.map(|(id, _)| id) != Some(newest.id);
+        if is_new {
+            tree.enter(State::Fetching);
+        }
+        tree.shared().fetching_since = Some(boot_ms());
+        let done = self.bring_now(s, newest, is_new, begun);
+        let mut shared = tree.shared();
+        shared.fetching_since = None;
+        match &done {
+            Ok(_) => shared.patience = super::FIRST_PATIENCE,
+            Err(e) if e.class == Class::Interrupted => shared.patience = shared.patience.saturating_mul(2),
+            Err(_) => {}
+        }
+        done
+    }
+
+    fn bring_now(
+        &mut self,
+        s: &mut Session,
+        newest: &Generation,
+        is_new: bool,
+        begun: Instant,
+    ) -> Result<Option<End>> {
+        let tree = self.tree.clone();
+        // what a peer sends is no damage of ours
+        let root = self.fetch(s, &newest.root).map_err(|e| match e.class {
+            Class::Permanent | Class::Refused => Error { class: Class::Transient, ..e },
+            _ => e,
+        })?;
+        if newest.root.content != root.content {
+            let what = format!("the source's generation {} is not what its content digest says", newest.id);
+            return Err(Error::new(Class::Transient, what));
+        }
+        let fetched = begun.elapsed();
+        if Self::is_dirty(s) {
+            self.look(s, false)?;
+        }
+        let remote = Remote {
+            client: &tree.client,
+            store: &s.store,
+            root: root.clone(),
+            cancel: Session::stop_flag(&tree),
+        };
+        let marker = s.control.marker()?;
+        let mut options = self.options.clone();
+        options.approve = self.approved;
+        let taken_over = options.adopt || marker.as_ref().is_some_and(|m| m.taken_over);
+        let unmanaged = !taken_over && s.scanned.entries > 0;
+        let trees = Trees {
+            source: &remote,
+            root: remote.root(),
+            unreadable: &[],
+            tree: Some(&s.scanned),
+            tree_index: &s.index,
+            owners: &self.owners,
+        };
+        let (old, new) = (OldTree(&s.index), Objects(&remote));
+        let diff = trees.diff(&old, &new, false);
+        let plan = trees.plan(&diff, unmanaged)?;
+        let applied = marker.as_ref().and_then(|m| m.applied.as_ref()).and_then(|a| a.generation);
+        let drift = if unmanaged { None } else { self.drift(s, applied, newest, &plan.tally)? };
+        let is_empty = newest.root.object == Digest::of(&Object::default().encode());
+        let facts = Facts { there: s.scanned.files, source_is_empty: is_empty, unmanaged };
+        let judge = |tally: &Tally| judge(tally, facts, options.max_delete);
+        // of a managed tree only what drift loses is judged here, when the source judged the rest; and drift loses no more
+        // than the plan does
+        let refusal = match &drift {
+            _ if unmanaged || !newest.judged => judge(&plan.tally),
+            Some(drift) => judge(drift).and(judge(&plan.tally)),
+            None => None,
+        };
+        let id = plan.tally.plan_id();
+        if let Some(refusal) = refusal.filter(|_| self.approved != Some(id)) {
+            s.settle(newest);
+            self.refuse(&id.to_string(), &refusal, plan.tally.lost);
+            return Ok(None);
+        }
+        options.approve = self.approved;
+        let drifted = drift.as_ref().map_or(0, |d| d.created + d.updated + d.attrs + d.moved + d.deleted);
+        tree.shared().drift = drifted;
+        if !is_new && drifted > 0 {
+            name_drift(tree.name(), &diff)?;
+            if tree.role.drift == DriftPolicy::Report {
+                s.settle(newest);
+                self.trouble(
+                    State::Drift,
+                    format!("{drifted} paths were changed here; `drift = \"report\"` leaves them so until the next generation"),
+                );
+                return Ok(None);
+            }
+        }
+        let progress = Progress::default();
+        let mut outcome = outcome(plan.tally, &root);
+        let run = Bringing {
+            watcher: s.watcher.clone(),
+            seen: Mutex::default(),
+            tree: &tree,
+            newest,
+            staged: OnceLock::new(),
+            committed: OnceLock::new(),
+        };
+        let planned = Instant::now();
+        let apply = Apply {
+            o: &options,
+            dst: &tree.config.path,
+            monitor: &run,
+            progress: &progress,
+            cancel: Session::stop_flag(&tree),
+            pin: None,
+            root_mtime: None,
+            remote: true,
+            generation: Some((newest.id, newest.root.object)),
+        };
+        outcome.errors.extend(plan.conflicts);
+        let swaps = options.activate == Activate::Swap && (!trees.same() || trees.root_attrs());
+        apply.carry_out(&s.control, &trees, &diff, &plan.moves, marker, &mut outcome)?;
+        // what the commit's own renames raised was looked at after them
+        let mut seen = std::mem::take(&mut *run.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        seen.forget_in(&outcome.touched);
+        Self::note(s, seen);
+        progress.enter(Phase::Finishing);
+        let now = Instant::now();
+        let staged = *run.staged.get().unwrap_or(&now);
+        let committed = *run.committed.get().unwrap_or(&now);
+        let took = Took {
+            fetch: fetched,
+            plan: planned - begun - fetched,
+            stage: staged - planned,
+            commit: committed - staged,
+            rest: now - committed,
+        };
+        self.finish(s, newest, outcome, (took, root.object), is_new, drifted)?;
+        Ok(swaps.then_some(End::Reopen))
+    }
+
+    /// Fetches the directories that are missing, and describes them as this node does.
+    fn fetch(&self, s: &Session, root: &Root) -> Result<Root> {
+        let tree = &self.tree;
+        let setid = tree.config.setid;
+        let peers =
+            |e: Error| if e.class == Class::Integrity { Error { class: Class::Permanent, ..e } } else { e };
+        s.store.take_in(&root.object, &mut |want| {
+            let mut out: Vec<Vec<u8>> = Vec::with_capacity(want.len());
+            tree.client
+                .objects(want, &mut |digest, body| {
+                    let gone = || Error::new(Class::Transient, format!("{GONE} {digest}"));
+                    let body = body.ok_or_else(gone)?;
+                    Object::decode(&body).and_then(|object| check(&object, setid)).map_err(peers)?;
+                    out.push(body);
+                    Ok(())
+                })
+                .map_err(peers)?;
+            Ok(out)
+        })?;
+        let described = self.described(s, root)?;
+        // what is applied is proven against this in the end
+        let content = root_content(root.header.mode, &s.store.object(&described.object)?.content());
+        Ok(Root { content, ..described })
+    }
+
+    /// A root whose directories are there, as this node describes it.
+    fn described(&self, s: &Session, root: &Root) -> Result<Root> {
+        let policy = &self.options.owner;
+        if *policy == OwnerPolicy::Preserve {
+            return Ok(root.clone());
+        }
+        let name = Digest::of(format!("{policy:?}").as_bytes());
+        let change = |entry: &mut Entry| entry.owner = owner_by(policy, &entry.owner);
+        let object = s.store.translate(&root.object, &name, &change)?;
+        let header = RootHeader { mode: root.header.mode, owner: owner_by(policy, &root.header.owner) };
+        Ok(Root { object, content: root.content, header })
+    }
+
+    /// What was changed here since `applied` came into place; `None` when nothing was.
+    fn drift(
+        &self,
+        s: &Session,
+        applied: Option<(GenId, Digest)>,
+        newest: &Generation,
+        whole: &Tally,
+    ) -> Result<Option<Tally>> {
+        let Some((id, object)) = applied else {
+            // managed by a sync before: nothing of it is known to be a generation's
+            return Ok((whole.lost > 0).then(|| whole.clone()));
+        };
+        if id == newest.id {
+            let changed = whole.created + whole.updated + whole.attrs + whole.moved + whole.deleted;
+            return Ok((changed > 0).then(|| whole.clone()));
+        }
+        let root = Root { object, ..newest.root.clone() };
+        if s.store.has(&object)? && self.described(s, &root)?.object == s.scanned.root.object {
+            return Ok(None);
+        }
+        let was = match self.fetch(s, &root) {
+            Ok(was) => was,
+            Err(e) if matches!(e.class, Class::Interrupted | Class::Integrity) => return Err(e),
+            Err(e) if e.what.contains(GONE) => {
+                // nobody knows any more what was applied: everything is judged
+                return Ok(Some(whole.clone()));
+            }
+            Err(e) => return Err(Error { class: Class::Transient, ..e }),
+        };
+        if was.object == s.scanned.root.object {
+            return Ok(None);
+        }
+        let remote = Remote {
+            client: &self.tree.client,
+            store: &s.store,
+            root: was,
+            cancel: Session::stop_flag(&self.tree),
+        };
+        let trees = Trees {
+            source: &remote,
+            root: remote.root(),
+            unreadable: &[],
+            tree: Some(&s.scanned),
+            tree_index: &s.index,
+            owners: &self.owners,
+        };
+        let (old, new) = (OldTree(&s.index), Objects(&remote));
+        let diff = trees.diff(&old, &new, false);
+        name_drift(self.tree.name(), &diff)?;
+        Ok(Some(trees.plan(&diff, false)?.tally))
+    }
+
+    fn refuse(&self, id: &str, refusal: &Refusal, lost: u64) {
+        let reason = match refusal {
+            Refusal::Takeover { lost, replaced } => format!(
+                "the tree here was never managed by syncagent (or holds excluded content that nobody handed over), is not \
+                 empty, and would lose {lost} files by deletion and {replaced} by replacement"
+            ),
+            Refusal::TooManyDeletions { lost, there, limit } => format!(
+                "{lost} of {there} files that were added or changed here would be lost, more than max-delete = {limit} allows"
+            ),
+            refusal @ Refusal::EmptySource { .. } => refusal.to_string(),
+        };
+        let name = self.tree.name();
+        let hint =
+            format!("{reason}. To let exactly this through, on this node: syncagent approve {name} {id}");
+        self.tree.shared().plan = Some(RefusedPlan { id: id.to_owned(), reason, lost });
+        self.trouble(State::Refused, hint);
+    }
+
+    fn finish(
+        &mut self,
+        s: &mut Session,
+        newest: &Generation,
+        outcome: Outcome,
+        (took, wanted): (Took, Digest),
+        is_new: bool,
+        drifted: u64,
+    ) -> Result<()> {
+        let tree = self.tree.clone();
+        if let Some(root) = &outcome.root {
+            s.scanned.root = root.clone();
+        }
+        s.scanned.files = newest.files;
+        s.scanned.entries = s.scanned.entries.max(newest.files);
+        tree.shared().plan = None;
+        if !outcome.mismatched.is_empty() {
+            tree.shared().suspects = outcome.mismatched.clone();
+            tree.news.notify_one();
+        }
+        let failed = outcome.errors.len() as u64 + outcome.vanished;
+        if failed > 0 {
+            let persisted = s.control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
+            tree.shared().applied = persisted.map(|(id, _)| id);
+            let first = outcome.errors.first().map(|e| format!("{}: {}", e.path, e.error));
+            let first = first.unwrap_or_else(|| "the source does not have their content any more".into());
+            let what = format!("generation {}: {failed} paths are not in place: {first}", newest.id);
+            s.retry(&Error::new(Class::Transient, what.clone()), newest.id);
+            self.trouble(State::Incomplete, what);
+            return Ok(());
+        }
+        if s.scanned.root.object == wanted {
+            s.settle(newest);
+        } else {
+            // somebody wrote into it during the commit: looked at as drift
+            s.retry(&Error::new(Class::Transient, "the tree changed during the commit"), newest.id);
+        }
+        {
+            let mut shared = tree.shared();
+            shared.files = newest.files;
+            shared.content = Some(outcome.content);
+            shared.drift = 0;
+            shared.trouble.clear();
+        }
+        tree.mark_applied(newest);
+        tree.enter(State::Current);
+        if newest.id.number.is_multiple_of(SWEEP_EVERY) {
+            self.sweep(s, newest);
+        }
+        let t = &outcome.tally;
+        if is_new || drifted > 0 {
+            tracing::info!(
+                tree = tree.name(),
+                generation = %newest.id,
+                files = outcome.copied.0,
+                bytes = outcome.copied.1,
+                moved = t.moved,
+                deleted = t.deleted,
+                fetch_ms = ms(took.fetch),
+                plan_ms = ms(took.plan),
+                stage_ms = ms(took.stage),
+                commit_ms = ms(took.commit),
+                rest_ms = ms(took.rest),
+                drift = drifted + outcome.drift.len() as u64,
+                "{}",
+                if is_new { "applied" } else { "drift put back; what was there is in the trash" }
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Forgets the directories that only older generations had.
+    fn sweep(&self, s: &Session, newest: &Generation) {
+        let described = s.scanned.root.object;
+        if let Err(e) = s.store.sweep(&[newest.root.object, described]) {
+            tracing::warn!(tree = self.tree.name(), "{e}");
+        }
+    }
+}
+
+impl MirrorTree {
+    /// A generation is completely in place.
+    pub(super) fn mark_applied(&self, generation: &Generation) {
+        let (now, id) = (boot_ms(), generation.id);
+        let mut shared = self.shared();
+        if shared.applied == Some(id) {
+            return;
+        }
+        shared.applied = Some(id);
+        shared.applied_object = Some(generation.root.object);
+        shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_applied(n.id));
+        if let Some(took) = shared.lag.applied(id, now) {
+            shared.history.add(id, took, now);
+            shared.converged.push((id, took));
+        }
+        drop(shared);
+        self.news.notify_one();
+    }
+}
+
+/// How long the parts of a run took.
+struct Took {
+    fetch: Duration,
+    plan: Duration,
+    stage: Duration,
+    commit: Duration,
+    rest: Duration,
+}
+
+/// A run, as the engine below tells of it.
+struct Bringing<'a> {
+    tree: &'a MirrorTree,
+    newest: &'a Generation,
+    watcher: Arc<Watcher>,
+    /// What happened in the tree until the commit was done.
+    seen: Mutex<Changes>,
+    staged: OnceLock<Instant>,
+    committed: OnceLock<Instant>,
+}
+
+impl Monitor for Bringing<'_> {
+    fn step(&self, _step: &Step<'_, i64>) -> Result<()> {
+        Ok(())
+    }
+
+    fn root_attrs(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Content that is gone at the source belongs to a newer generation; what is staged is used by that.
+    fn staged(&self, vanished: u64) -> Result<()> {
+        self.staged.get_or_init(Instant::now);
+        if vanished == 0 {
+            self.tree.enter(State::Committing);
+            return Ok(());
+        }
+        let shared = self.tree.shared();
+        let waiting = |s: &mut super::Shared| {
+            s.newest.as_ref().is_none_or(|n| n.id <= self.newest.id) && !self.tree.stopped()
+        };
+        let (shared, timeout) = self
+            .tree
+            .arrived
+            .wait_timeout_while(shared, NEWER_WAIT, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(shared);
+        if timeout.timed_out() {
+            // nothing newer: all but these paths comes into place
+            self.tree.enter(State::Committing);
+            Ok(())
+        } else {
+            Err(Error::new(Class::Interrupted, "superseded"))
+        }
+    }
+
+    fn wants_steps(&self) -> bool {
+        false
+    }
+
+    fn committed(&self, failed: usize, vanished: u64) {
+        self.committed.get_or_init(Instant::now);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = self.watcher.take();
+        if failed == 0 && vanished == 0 {
+            self.tree.mark_applied(self.newest);
+        }
+    }
+}
+
+/// An owner as this node's policy describes it.
+fn owner_by(policy: &OwnerPolicy, own: &Owner) -> Owner {
+    match policy {
+        OwnerPolicy::Preserve => own.clone(),
+        OwnerPolicy::Ignore => Owner::default(),
+        OwnerPolicy::Fixed(fixed) => {
+            let or = |fixed: &Arc<str>, own: &Arc<str>| {
+                if fixed.is_empty() { own.clone() } else { fixed.clone() }
+            };
+            Owner { user: or(&fixed.user, &own.user), group: or(&fixed.group, &own.group) }
+        }
+    }
+}
+
+fn name_drift(tree: &str, diff: &crate::agent::apply::TreeDiff<'_, '_>) -> Result<()> {
+    let mut count = 0;
+    diff.walk(&Moves::default(), &mut |step| {
+        count += 1;
+        if count <= NAMED {
+            let how = match step.op {
+                Op::Create => "was removed here",
+                Op::Delete => "was added here",
+                Op::Attrs if step.kind() == Kind::Dir => return Ok(()),
+                _ => "was changed here",
+            };
+            tracing::warn!(tree, "drift: {} {how}", step.path);
+        }
+        Ok(())
+    })?;
+    if count > NAMED {
+        tracing::warn!(tree, "drift: and {} paths more", count - NAMED);
+    }
+    Ok(())
+}
+
+fn outcome(tally: Tally, root: &Root) -> Outcome {
+    Outcome {
+        plan_id: tally.plan_id(),
+        tally,
+        copied: (0, 0),
+        refusal: None,
+        errors: Vec::new(),
+        mismatched: Vec::new(),
+        drift: Vec::new(),
+        specials: 0,
+        dropped: NotCarried::default(),
+        content: root.content,
+        root: None,
+        touched: Default::default(),
+        recovered: false,
+        vanished: 0,
+    }
+}
+
+/// Milliseconds, to the tenth.
+fn ms(d: Duration) -> f64 {
+    (d.as_secs_f64() * 10_000.0).round() / 10.0
+}

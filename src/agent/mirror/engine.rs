@@ -1,0 +1,430 @@
+//! The thread of a mirrored tree: opens it, keeps its index true, applies what arrives, puts drift back.
+//!
+//! A session lasts as long as the tree's root is the directory that was opened and the disk does what it is
+//! asked to. The next one recovers what a crash or an error left and begins with a full scan.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use super::{Inbox, MirrorTree, Order};
+use crate::agent::apply::{Activate, TreeOptions};
+use crate::agent::pin;
+use crate::agent::target::Target;
+use crate::apply::{Control, Journal, Keep, Pin};
+use crate::config;
+use crate::disk::{Dir, Lock, MountId, OwnerPolicy, Owners};
+use crate::error::{Class, Context as _, Error, Result};
+use crate::model::{Digest, GenId, State, TreePath, WatchStatus, escaped};
+use crate::plan::{CONTROL_DIR, Filter, PlanId};
+use crate::scan::{Counters, Index, Only, Scanned, Spec, Store, scan};
+use crate::watch::{Changes, Watcher};
+
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// What somebody writes here is looked at when it has been quiet for so long.
+const DRIFT_QUIET: Duration = Duration::from_secs(1);
+/// And when it never is, after so long.
+const DRIFT_MAX: Duration = Duration::from_secs(10);
+const PIN: &str = "pin.json";
+const POLL: Duration = Duration::from_secs(2);
+const POLL_FACTOR: u32 = 10;
+/// The thread looks up so often, whatever happens.
+const TICK: Duration = Duration::from_secs(5);
+
+pub(super) struct Engine {
+    pub(super) tree: Arc<MirrorTree>,
+    inbox: Inbox,
+    pub(super) options: TreeOptions,
+    pub(super) owners: Owners,
+    pub(super) approved: Option<PlanId>,
+}
+
+/// The tree, open and locked.
+pub(super) struct Session {
+    pub(super) control: Control,
+    _lock: Option<Lock>,
+    pub(super) index: Index,
+    pub(super) store: Store,
+    pub(super) watcher: Arc<Watcher>,
+    /// What is there, as the last full scan counted it and the last look found it.
+    pub(super) scanned: Scanned,
+    dirty: Changes,
+    dirty_at: Option<Instant>,
+    dirty_since: Option<Instant>,
+    full_at: Instant,
+    look_took: Duration,
+    retry_at: Option<Instant>,
+    retry_for: Option<GenId>,
+    retry_wait: Duration,
+    /// It refuses, or reports drift, for this root of the tree and this generation.
+    pub(super) settled: Option<(Digest, Digest, GenId)>,
+}
+
+/// Why a session went on to its end.
+pub(super) enum End {
+    Stop,
+    /// The tree's root is another directory now.
+    Reopen,
+}
+
+impl Engine {
+    pub(super) fn new(tree: Arc<MirrorTree>, inbox: Inbox, threads: usize) -> Result<Self> {
+        let c = &tree.config;
+        let options = TreeOptions {
+            filter: c.filter()?,
+            order: (!tree.role.order.is_empty()).then(|| Filter::new(tree.role.order.clone())).transpose()?,
+            no_delete: false,
+            max_delete: c.max_delete,
+            approve: None,
+            adopt: tree.role.adopt,
+            activate: match tree.role.activate {
+                config::Activate::InPlace => Activate::InPlace,
+                config::Activate::Swap => Activate::Swap,
+            },
+            staging: tree.role.staging.clone(),
+            keep: Keep { generations: c.keep, bytes: c.keep_bytes },
+            owner: OwnerPolicy::parse("owner", c.owner.as_deref())?,
+            threads,
+        };
+        Ok(Self { tree, inbox, options, owners: Owners::default(), approved: None })
+    }
+
+    pub(super) fn run(mut self) {
+        let mut wait = RETRY;
+        while !self.tree.stopped() {
+            let begun = Instant::now();
+            // a bug in one tree must neither end the agent nor pass for a working tree
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session())) {
+                Ok(Ok(End::Stop)) => return,
+                Ok(Ok(End::Reopen)) => continue,
+                Ok(Err(e)) if self.tree.stopped() => tracing::debug!(tree = self.tree.name(), "ended: {e}"),
+                Ok(Err(e)) => {
+                    self.trouble(State::Failed, e.to_string());
+                    if e.class == Class::Integrity {
+                        let _ = Index::forget(&self.tree.state.file("tree.db"));
+                        let _ = Index::forget(&self.tree.state.file("fetched.db"));
+                    }
+                }
+                Err(_) => {
+                    self.trouble(State::Failed, "an internal error, see the log; it is tried again".into())
+                }
+            }
+            wait = if begun.elapsed() > RETRY_MAX { RETRY } else { (wait * 2).min(RETRY_MAX) };
+            self.pause(wait);
+        }
+    }
+
+    pub(super) fn trouble(&self, state: State, what: String) {
+        let news = self.tree.shared().trouble.set(what.clone());
+        if news {
+            tracing::warn!(tree = self.tree.name(), "{what}");
+        }
+        self.tree.enter(state);
+    }
+
+    fn pause(&mut self, wait: Duration) {
+        let end = Instant::now() + wait;
+        while !self.tree.stopped() {
+            match self.inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(Order::Approve(_, reply)) => {
+                    let what = "the tree cannot be used at present; see `syncagent status`";
+                    let _ = reply.send(Err(Error::new(Class::Transient, what)));
+                }
+                Ok(Order::Wake) => self.tree.woken.store(false, Ordering::Release),
+                Ok(Order::Stop) | Err(_) => return,
+            }
+        }
+    }
+
+    fn session(&mut self) -> Result<End> {
+        let mut s = self.open()?;
+        loop {
+            if let Some(end) = self.step(&mut s)? {
+                return Ok(end);
+            }
+            if let Some(end) = self.wait(&mut s)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    fn open(&mut self) -> Result<Session> {
+        let tree = self.tree.clone();
+        let path = &tree.config.path;
+        tree.shared().lock = None;
+        let target = Target::open(path, false, Duration::ZERO, &tree.stop).inspect_err(|e| {
+            if e.class == Class::Busy {
+                tree.shared().lock = Some(e.what.clone());
+            }
+        })?;
+        let Some(control) = target.control else {
+            return Err(Error::integrity(format!("{} cannot be managed", escaped(path))));
+        };
+        let index = Index::open(&tree.state.file("tree.db"))?;
+        let store = Store::open(&tree.state.file("fetched.db"))?;
+        let recovered = super::super::target::recover_all(&control, &index, self.options.keep)?;
+        if let Some(done) = recovered {
+            tracing::info!(tree = tree.name(), drift = done.drift.len(), "finished what was under way");
+        }
+        let applied = control.marker()?.and_then(|m| m.applied);
+        let generation = applied.as_ref().and_then(|a| a.generation);
+        {
+            // what this tree says of itself counts, not what another one said that was here before
+            let mut shared = tree.shared();
+            shared.applied = generation.map(|(id, _)| id);
+            shared.applied_object = generation.map(|(_, object)| object);
+            shared.content = applied.and_then(|a| a.content.parse().ok());
+        }
+        let mount =
+            MountId::of(&control.root).context(|| format!("find the file system of {}", escaped(path)))?;
+        let remedy = escaped(&tree.state.file(PIN));
+        let pin = pin::of(&control.root, path, &mount, &[])?;
+        match tree.state.read::<Pin>(PIN) {
+            Some(old) => pin::check(&old, "tree", path, &mount, &remedy)?,
+            None => tree.state.write(PIN, &pin)?,
+        }
+        let waker = tree.clone();
+        let watcher = Arc::new(Watcher::new(path, move || waker.wake())?);
+        let begun = Instant::now();
+        let scanned = self.scan(&control, &index, &watcher, None)?;
+        tree.shared().files = scanned.files;
+        Ok(Session {
+            control,
+            _lock: target.lock,
+            index,
+            store,
+            watcher,
+            scanned,
+            dirty: Changes::default(),
+            dirty_at: None,
+            dirty_since: None,
+            full_at: begun + tree.role.scan_interval,
+            look_took: begun.elapsed(),
+            retry_at: None,
+            retry_for: None,
+            retry_wait: RETRY,
+            settled: None,
+        })
+    }
+
+    fn scan(
+        &self,
+        control: &Control,
+        index: &Index,
+        watcher: &Watcher,
+        only: Option<&Only>,
+    ) -> Result<Scanned> {
+        let entering = |dir: &TreePath| watcher.watch(dir);
+        let spec = Spec {
+            root: &control.root,
+            shown: &control.shown(),
+            index,
+            filter: &self.options.filter,
+            policy: &self.options.tree_policy(),
+            owners: &self.owners,
+            rehash: false,
+            setid: true,
+            gate: None,
+            entering: Some(&entering),
+            only,
+            known: None,
+            counters: &Counters::default(),
+        };
+        index.begin()?;
+        let scanned = scan(&[spec], self.options.threads, &self.tree.stop)?.pop();
+        index.commit()?;
+        let reason = watcher.degraded();
+        self.tree.shared().watch =
+            WatchStatus { native: reason.is_none(), directories: watcher.count() as u64, reason };
+        scanned.ok_or_else(|| Error::integrity("the scan lost a tree"))
+    }
+
+    /// Brings the index up to date where something happened, or everywhere.
+    pub(super) fn look(&self, s: &mut Session, everywhere: bool) -> Result<()> {
+        s.dirty_since = None;
+        let begun = Instant::now();
+        let dirty = std::mem::take(&mut s.dirty);
+        s.dirty_at = None;
+        if everywhere || dirty.all {
+            s.full_at = begun + self.tree.role.scan_interval;
+            s.scanned = self.scan(&s.control, &s.index, &s.watcher, None)?;
+            self.tree.shared().files = s.scanned.files;
+        } else {
+            let only = Only::new(dirty.to_list().iter(), dirty.deep.into_iter().collect());
+            let part = self.scan(&s.control, &s.index, &s.watcher, Some(&only))?;
+            s.scanned.root = part.root;
+            s.scanned.keeps = part.keeps;
+            s.scanned.errors = part.errors;
+            s.scanned.entries = s.scanned.entries.max(part.entries);
+        }
+        s.look_took = begun.elapsed();
+        Ok(())
+    }
+
+    pub(super) fn gather(&self, s: &mut Session) {
+        self.tree.woken.store(false, Ordering::Release);
+        let mut changes = s.watcher.take();
+        changes.retain(|path| {
+            let (parent, name) = (path.parent().unwrap_or_default(), path.split().1);
+            ![false, true].iter().all(|is_dir| self.options.filter.excludes(&parent, name, *is_dir))
+        });
+        Self::note(s, changes);
+    }
+
+    /// Remembers what must be looked at.
+    pub(super) fn note(s: &mut Session, changes: Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        s.dirty_at = Some(Instant::now());
+        s.dirty_since = s.dirty_since.or(s.dirty_at);
+        s.dirty.merge(changes);
+    }
+
+    /// Whether somebody wrote into the tree since it was looked at.
+    pub(super) fn is_dirty(s: &Session) -> bool {
+        s.dirty_at.is_some()
+    }
+
+    /// One thing after the other, whichever is due.
+    fn step(&mut self, s: &mut Session) -> Result<Option<End>> {
+        self.gather(s);
+        let now = Instant::now();
+        let quiet = s.dirty_at.is_some_and(|at| now >= at + DRIFT_QUIET)
+            || s.dirty_since.is_some_and(|since| now >= since + DRIFT_MAX);
+        let full = now >= s.full_at;
+        if !is_still(&s.control) {
+            return Ok(Some(End::Reopen));
+        }
+        let newest = self.tree.shared().newest.clone();
+        let Some(newest) = newest else {
+            // nothing to compare with yet; drift is judged when the source was heard
+            if full || quiet {
+                self.look(s, full)?;
+            }
+            return Ok(None);
+        };
+        let waits = s.retry_at.is_some_and(|at| now < at) && s.retry_for == Some(newest.id);
+        if full || quiet {
+            self.look(s, full)?;
+        } else if waits || s.retry_at.is_none() && s.settled_for(&newest) {
+            return Ok(None);
+        }
+        s.retry_at = None;
+        match self.bring(s, &newest) {
+            Ok(end) => {
+                if s.retry_at.is_none() {
+                    s.retry_wait = RETRY;
+                }
+                Ok(end)
+            }
+            Err(e) if e.class == Class::Interrupted && !self.tree.stopped() => {
+                // a newer generation takes its place
+                Ok(None)
+            }
+            // a commit that was decided is carried out by the next session
+            Err(e) if e.class == Class::Transient && Journal::pending(&s.control.dir)?.is_none() => {
+                s.retry(&e, newest.id);
+                self.trouble(State::Failed, e.to_string());
+                self.look(s, false)?;
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn wait(&mut self, s: &mut Session) -> Result<Option<End>> {
+        let newest = self.tree.shared().newest.clone();
+        if newest.is_some_and(|n| !s.settled_for(&n) && (s.retry_at.is_none() || s.retry_for != Some(n.id))) {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let mut due = (now + TICK).min(s.full_at);
+        due = s.retry_at.map_or(due, |at| due.min(at));
+        due = s.dirty_at.map_or(due, |at| due.min(at + DRIFT_QUIET));
+        if s.watcher.degraded().is_some() {
+            let poll = POLL.max(s.look_took * POLL_FACTOR).min(self.tree.role.scan_interval);
+            let last = s.full_at - self.tree.role.scan_interval;
+            s.full_at = s.full_at.min(last + poll);
+            due = due.min(s.full_at);
+        }
+        match self.inbox.recv_timeout(due.saturating_duration_since(now)) {
+            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => Ok(Some(End::Stop)),
+            Ok(Order::Approve(id, reply)) => self.approve(s, id, &reply),
+            Ok(Order::Wake) | Err(RecvTimeoutError::Timeout) => Ok(None),
+        }
+    }
+
+    fn approve(
+        &mut self,
+        s: &mut Session,
+        id: PlanId,
+        reply: &std::sync::mpsc::Sender<Result<String>>,
+    ) -> Result<Option<End>> {
+        let waiting = self.tree.shared().plan.clone();
+        let newest = self.tree.shared().newest.clone();
+        let (end, answer) = match (waiting, newest) {
+            (Some(plan), Some(newest)) if plan.id == id.to_string() => {
+                self.approved = Some(id);
+                let done = self.bring(s, &newest);
+                self.approved = None;
+                match done {
+                    Ok(end) if self.tree.shared().applied == Some(newest.id) => {
+                        (end, Ok(format!("generation {} is in place", newest.id)))
+                    }
+                    Ok(end) => {
+                        let what = "the tree changed meanwhile; see `syncagent status`";
+                        (end, Err(Error::new(Class::Transient, what)))
+                    }
+                    Err(e) => {
+                        let _ = reply.send(Err(Error::new(e.class, e.to_string())));
+                        return Err(e);
+                    }
+                }
+            }
+            (Some(plan), _) => {
+                let what = format!("plan {id} does not wait (any more); {} does: {}", plan.id, plan.reason);
+                (None, Err(Error::new(Class::Config, what)))
+            }
+            (None, _) => {
+                let what = format!("no plan of {} waits for an approval", self.tree.name());
+                (None, Err(Error::new(Class::Config, what)))
+            }
+        };
+        // who asked may have gone
+        let _ = reply.send(answer);
+        Ok(end)
+    }
+}
+
+/// Whether the tree's path still leads to what is open.
+fn is_still(control: &Control) -> bool {
+    // a directory without ours in it is another one: it is not to be touched by a look
+    let there = Dir::open_root(&control.path).is_ok_and(|root| root.open_child(CONTROL_DIR).is_ok());
+    there && Control::open(&control.path).is_ok_and(|now| now.is_same(control))
+}
+
+impl Session {
+    /// Whether nothing about this generation can change until the tree or the generation does.
+    fn settled_for(&self, newest: &crate::model::Generation) -> bool {
+        self.settled == Some((self.scanned.root.object, newest.root.object, newest.id))
+    }
+
+    pub(super) fn settle(&mut self, newest: &crate::model::Generation) {
+        self.settled = Some((self.scanned.root.object, newest.root.object, newest.id));
+    }
+
+    /// Tries again later.
+    pub(super) fn retry(&mut self, e: &Error, generation: GenId) {
+        self.retry_for = Some(generation);
+        tracing::debug!("again in {:?}: {e}", self.retry_wait);
+        self.retry_at = Some(Instant::now() + self.retry_wait);
+        self.retry_wait = (self.retry_wait * 2).min(RETRY_MAX);
+    }
+
+    pub(super) fn stop_flag(tree: &MirrorTree) -> &AtomicBool {
+        &tree.supersede
+    }
+}

@@ -1,0 +1,66 @@
+//! The source over the network, as the engine sees it: objects from the store that they were fetched into,
+//! contents from the peer.
+
+use std::sync::atomic::AtomicBool;
+
+use crate::error::{Error, Result};
+use crate::model::{Content, Digest, Entry, Kind, Node, Object, Root, Source, Wanted};
+use crate::peer::{Client, Fetched, Want};
+use crate::scan::Store;
+
+/// A generation, with its directories fetched.
+pub(super) struct Remote<'a> {
+    pub(super) client: &'a Client,
+    pub(super) store: &'a Store,
+    /// As this node describes it: owners as its policy says.
+    pub(super) root: Root,
+    pub(super) cancel: &'a AtomicBool,
+}
+
+impl Source for Remote<'_> {
+    fn root(&self) -> Root {
+        self.root.clone()
+    }
+
+    fn objects(&self, want: &[Digest]) -> Result<Vec<Object>> {
+        want.iter().map(|digest| self.store.object(digest)).collect()
+    }
+
+    fn contents(
+        &self,
+        files: &[Wanted<'_>],
+        take: &mut dyn FnMut(usize, Result<Content<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        let want: Vec<Want<'_>> = files
+            .iter()
+            .filter_map(|file| match &file.entry.node {
+                Node::File { size, digest } => {
+                    let name = &file.entry.name;
+                    Some(Want { dir: file.dir, name, size: *size, digest, from: file.from })
+                }
+                _ => None,
+            })
+            .collect();
+        self.client.contents(&want, self.cancel, &mut |i, fetched| match fetched {
+            Fetched::Stream(stream) => take(i, Ok(Content::Stream(stream))),
+            Fetched::Gone => take(i, Ok(Content::Vanished)),
+            Fetched::Unreadable(why) => take(
+                i,
+                Err(Error::new(crate::error::Class::Permanent, format!("the source cannot read it: {why}"))),
+            ),
+        })
+    }
+}
+
+/// Refuses what no honest source of ours sends.
+pub(super) fn check(object: &Object, setid: bool) -> Result<()> {
+    let bad = |e: &&Entry| e.kind() == Kind::File && e.mode & 0o6000 != 0;
+    match object.entries.iter().find(bad) {
+        Some(e) if !setid => Err(Error::integrity(format!(
+            "the source sent {} with a setuid or setgid bit (mode {:04o}), and `setid` is not set for the tree; it is refused",
+            crate::model::escape(&e.name),
+            e.mode
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,79 @@
+//! What the supervisor and the local socket see of a tree, whichever role this node has in it.
+
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use crate::disk::boot_ms;
+use crate::error::{Class, Error, Result};
+use crate::model::{self, TreeStatus};
+use crate::plan::PlanId;
+
+/// Where an answer goes: a sentence for the operator.
+pub(super) type Reply = Sender<Result<String>>;
+
+/// A tree on this node.
+pub trait Role: Send + Sync {
+    /// As it is now; from memory.
+    fn status(&self) -> TreeStatus;
+
+    /// Lets a refused plan through.
+    ///
+    /// # Errors
+    /// There is no such plan.
+    fn approve(&self, id: PlanId) -> Result<String>;
+
+    /// Begins a new epoch.
+    ///
+    /// # Errors
+    /// This node is not the source.
+    fn reset(&self) -> Result<String>;
+
+    /// Asks it to end at a consistent point.
+    fn stop(&self);
+
+    /// Whether its disk work has ended.
+    fn has_ended(&self) -> bool;
+}
+
+/// Sends an order with a place for the answer, and waits for it.
+pub(super) fn ask<O>(orders: &Sender<O>, order: impl FnOnce(Reply) -> O) -> Result<String> {
+    let (reply, answer) = std::sync::mpsc::channel();
+    let gone = || Error::new(Class::Transient, "the tree is being stopped; try again");
+    orders.send(order(reply)).map_err(|_| gone())?;
+    match answer.recv_timeout(Duration::from_secs(60)) {
+        Ok(answer) => answer,
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(gone()),
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
+            let what =
+                "it was noted, but the tree is busy and has not answered within 60 s; see `syncagent status`";
+            Err(Error::new(Class::Transient, what))
+        }
+    }
+}
+
+/// Something that is wrong, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Trouble(Option<(String, u64)>);
+
+impl Trouble {
+    /// Notes what is wrong; the same text keeps its beginning. Says whether it is news.
+    pub(super) fn set(&mut self, what: String) -> bool {
+        match &self.0 {
+            Some((known, _)) if *known == what => false,
+            _ => {
+                self.0 = Some((what, boot_ms()));
+                true
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0 = None;
+    }
+
+    pub(super) fn report(&self, now: u64) -> Option<model::Trouble> {
+        self.0
+            .as_ref()
+            .map(|(what, since)| model::Trouble { what: what.clone(), for_ms: now.saturating_sub(*since) })
+    }
+}

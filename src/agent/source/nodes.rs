@@ -1,0 +1,187 @@
+//! The hub's register: every node that ever asked for the tree, what it confirmed last, and when. It outlives
+//! restarts, so that a node that is gone is shown by when it was last heard.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::state::TreeState;
+use crate::lag::{Behind, History};
+use crate::model::{Convergence, GenId, NodeId, NodeStatus, Report, RoleName, State};
+
+const FILE: &str = "nodes.json";
+/// A bound against certificates without end.
+const MAX_NODES: usize = 10_000;
+
+/// What is known of one node.
+struct Node {
+    report: Report,
+    confirmed: Option<GenId>,
+    /// Boot time in ms; negative: before this boot.
+    confirmed_at: i64,
+    heard_at: i64,
+    /// When the report came, for the durations in it.
+    reported_at: i64,
+    connections: i32,
+    history: History,
+}
+
+/// As it is written down: wall-clock times of this host.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    report: Report,
+    confirmed: Option<GenId>,
+    confirmed_wall_ms: i64,
+    heard_wall_ms: i64,
+}
+
+/// All nodes of one tree.
+#[derive(Default)]
+pub(super) struct Nodes {
+    nodes: HashMap<NodeId, Node>,
+    dirty: bool,
+}
+
+impl Nodes {
+    /// As it was; `now` is (boot time, wall clock).
+    pub(super) fn restored(state: &TreeState, now: (u64, i64)) -> Self {
+        let kept: HashMap<NodeId, Kept> = state.read(FILE).unwrap_or_default();
+        let at = |wall: i64| now.0 as i64 - (now.1 - wall).max(0);
+        let nodes = kept.into_iter().map(|(id, k)| {
+            let node = Node {
+                report: k.report,
+                confirmed: k.confirmed,
+                confirmed_at: at(k.confirmed_wall_ms),
+                heard_at: at(k.heard_wall_ms),
+                reported_at: at(k.heard_wall_ms),
+                connections: 0,
+                history: History::default(),
+            };
+            (id, node)
+        });
+        Self { nodes: nodes.collect(), dirty: false }
+    }
+
+    /// Writes it down when something changed.
+    pub(super) fn snapshot(&mut self, now: (u64, i64)) -> Option<Vec<u8>> {
+        if !std::mem::take(&mut self.dirty) {
+            return None;
+        }
+        let wall = |at: i64| now.1 - (now.0 as i64 - at);
+        let kept: HashMap<&NodeId, Kept> = self
+            .nodes
+            .iter()
+            .map(|(id, n)| {
+                let mut report = n.report.clone();
+                report.converged.clear();
+                let kept = Kept {
+                    report,
+                    confirmed: n.confirmed,
+                    confirmed_wall_ms: wall(n.confirmed_at),
+                    heard_wall_ms: wall(n.heard_at),
+                };
+                (id, kept)
+            })
+            .collect();
+        serde_json::to_vec(&kept).ok()
+    }
+
+    /// The file that [`Nodes::snapshot`] is for.
+    pub(super) fn file() -> &'static str {
+        FILE
+    }
+
+    fn node(&mut self, id: &NodeId, now: u64) -> Option<&mut Node> {
+        if !self.nodes.contains_key(id) && self.nodes.len() >= MAX_NODES {
+            return None;
+        }
+        let now = now as i64;
+        Some(self.nodes.entry(id.clone()).or_insert_with(|| Node {
+            report: Report::default(),
+            confirmed: None,
+            confirmed_at: now,
+            heard_at: now,
+            reported_at: now,
+            connections: 0,
+            history: History::default(),
+        }))
+    }
+
+    /// It asked for the head, and has `known`.
+    pub(super) fn heard(&mut self, id: &NodeId, known: Option<GenId>, now: u64) {
+        self.dirty = true;
+        if let Some(node) = self.node(id, now) {
+            node.heard_at = now as i64;
+            node.confirm(known, now);
+        }
+    }
+
+    /// It reported.
+    pub(super) fn reported(&mut self, id: &NodeId, report: Report, now: u64) {
+        self.dirty = true;
+        if let Some(node) = self.node(id, now) {
+            (node.heard_at, node.reported_at) = (now as i64, now as i64);
+            node.confirm(report.applied, now);
+            for (generation, ms) in &report.converged {
+                node.history.add(*generation, *ms, now);
+            }
+            node.report = report;
+        }
+    }
+
+    /// A connection came (1) or went (-1).
+    pub(super) fn connected(&mut self, id: &NodeId, delta: i32, now: u64) {
+        if let Some(node) = self.node(id, now) {
+            node.connections += delta;
+        }
+    }
+
+    /// All nodes' convergence times together.
+    pub(super) fn convergence(&self, now: u64) -> Convergence {
+        History::pooled(self.nodes.values().map(|n| &n.history), now)
+    }
+
+    /// A row for each node, by id.
+    pub(super) fn status(&self, now: u64, behind: &dyn Fn(Option<GenId>) -> Behind) -> Vec<NodeStatus> {
+        let age = |at: i64| u64::try_from(now as i64 - at).unwrap_or(0);
+        let row = |(id, n): (&NodeId, &Node)| {
+            let late = behind(n.confirmed);
+            let connected = n.connections > 0;
+            let passed = age(n.reported_at);
+            let mut error = n.report.error.clone();
+            if let Some(error) = &mut error {
+                error.for_ms += passed;
+            }
+            NodeStatus {
+                node: id.clone(),
+                zone: n.report.zone.clone(),
+                role: RoleName::Mirror,
+                state: if connected { n.report.state } else { State::Disconnected },
+                generation: n.confirmed,
+                behind: Some(late.count),
+                lag_ms: Some(late.oldest.map_or(0, |(_, age)| age)),
+                contact_age_ms: Some(age(n.heard_at)),
+                confirmed_age_ms: n.confirmed.map(|_| age(n.confirmed_at)),
+                drift: n.report.drift,
+                plan: n.report.plan.clone(),
+                error,
+                convergence: Some(n.history.summary(now)),
+                version: (!n.report.version.is_empty()).then(|| n.report.version.clone()),
+                connected,
+            }
+        };
+        let mut rows: Vec<_> = self.nodes.iter().map(row).collect();
+        rows.sort_by(|a, b| a.node.cmp(&b.node));
+        rows
+    }
+}
+
+impl Node {
+    fn confirm(&mut self, known: Option<GenId>, now: u64) {
+        // what it has may also shrink: it lost its tree, and says so
+        if known != self.confirmed {
+            self.confirmed = known;
+            self.confirmed_at = now as i64;
+        }
+    }
+}

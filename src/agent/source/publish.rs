@@ -1,0 +1,283 @@
+//! Judging a scanned state against the published one, and making it the next generation.
+//!
+//! Order: objects stored → number durable → generation stored → announced. A crash in between leaves a
+//! number that was never announced and is skipped; no number is ever used twice.
+
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use super::engine::{Engine, Session};
+use crate::disk::{boot_ms, wall_ms};
+use crate::error::{Class, Error, Result};
+use crate::model::{Changes, Digest, GenId, Generation, Object, RefusedPlan, State};
+use crate::plan::{Diff, Facts, MaxDelete, Options, PlanId, Refusal, Tally, count, judge};
+use crate::scan::{self, Index, Scanned};
+
+/// Generations that are kept for the history, and those whose directory objects are.
+pub(super) const KEPT: usize = 1_000;
+const KEPT_OBJECTS: usize = 8;
+/// What is no longer needed is swept out after so many publications.
+const SWEEP_EVERY: u64 = 64;
+
+/// What became of a scanned state.
+pub(super) enum Published {
+    Yes,
+    /// It is what was published last.
+    Unchanged,
+    /// Refused, held, or superseded; status says which.
+    Not,
+}
+
+impl Engine {
+    pub(super) fn publish(&mut self, s: &mut Session, scanned: &Scanned, full: bool) -> Result<Published> {
+        if self.is_superseded() {
+            return Ok(Published::Not);
+        }
+        let head = self.tree.head.borrow().clone();
+        if head.is_some_and(|h| h.root == scanned.root && h.id >= self.high.get()) {
+            return Ok(Published::Unchanged);
+        }
+        if self.is_held() {
+            return Ok(Published::Not);
+        }
+        let begun = Instant::now();
+        let base = self.base.clone();
+        let tally = base.as_ref().map(|base| self.compare(&s.index, base, scanned)).transpose()?;
+        let there = base.as_ref().map_or(0, |b| b.files);
+        let files = match &tally {
+            Some(tally) if !full => there.saturating_add_signed(tally.net),
+            _ => scanned.files,
+        };
+        let mut approved = None;
+        if let Some(tally) = &tally {
+            let plan = tally.plan_id();
+            let facts = Facts { there, source_is_empty: is_empty(scanned), unmanaged: false };
+            if let Some(refusal) = judge(tally, facts, self.tree.config.max_delete) {
+                if self.approved != Some(plan) {
+                    self.refuse(plan, &refusal, tally.lost);
+                    return Ok(Published::Not);
+                }
+                approved = Some(plan.to_string());
+            }
+        }
+        let judged = begun.elapsed();
+        let high = self.high.get();
+        let id = GenId { epoch: high.epoch.max(1), number: high.number + 1 };
+        let changes = tally.as_ref().map_or_else(
+            || Changes { created: scanned.entries, ..Changes::default() },
+            |t| Changes {
+                created: t.created,
+                updated: t.updated,
+                attrs: t.attrs,
+                moved: t.moved,
+                deleted: t.deleted,
+                bytes: t.bytes,
+            },
+        );
+        let generation = Generation {
+            id,
+            root: scanned.root.clone(),
+            filter: self.filter.id(),
+            origin: self.tree.node.clone(),
+            at_ms: wall_ms(),
+            files,
+            changes,
+            judged: tally.is_some() || high == GenId::default(),
+            approved,
+        };
+        self.announce(s, generation)?;
+        tracing::info!(
+            tree = self.name(),
+            generation = %id,
+            files,
+            created = changes.created,
+            updated = changes.updated,
+            moved = changes.moved,
+            deleted = changes.deleted,
+            bytes = changes.bytes,
+            scan_ms = ms(s.look_took),
+            judge_ms = ms(judged),
+            publish_ms = ms(begun.elapsed() - judged),
+            held = scanned.held.len(),
+            "published"
+        );
+        Ok(Published::Yes)
+    }
+
+    /// What turns the published state into the scanned one.
+    fn compare(&self, index: &Index, head: &Generation, scanned: &Scanned) -> Result<Tally> {
+        let new_tree = scan::Indexed(index);
+        let old_tree = scan::Published(&self.tree.store);
+        let diff = Diff {
+            old: &old_tree,
+            old_root: Some(head.root.object),
+            new: &new_tree,
+            new_root: scanned.root.object,
+            options: Options::default(),
+        };
+        let mut tally = count(&diff, false)?.tally;
+        tally.attrs += u64::from(head.root.header != scanned.root.header);
+        Ok(tally)
+    }
+
+    /// Whether a mirror has what this source never made; status says so.
+    pub(super) fn is_superseded(&self) -> bool {
+        let by = self.tree.shared().superseded.clone();
+        if let Some((id, node)) = &by {
+            self.trouble(State::Superseded, super::serve::superseded(self.name(), *id, node));
+        }
+        by.is_some()
+    }
+
+    fn is_held(&self) -> bool {
+        let Some(path) = &self.tree.role.hold_file else { return false };
+        let (parent, name) = path.split();
+        let parent = crate::model::TreePath::new(parent).unwrap_or_default();
+        let root = self.tree.root_handle();
+        let there = root.is_ok_and(|root| root.open(&parent).and_then(|d| d.stat(name)).is_ok());
+        if there {
+            self.trouble(
+                State::Held,
+                format!("the hold file {path} is there; nothing is published while it is"),
+            );
+        }
+        there
+    }
+
+    fn refuse(&self, plan: PlanId, refusal: &Refusal, lost: u64) {
+        let reason = explain(refusal, self.tree.config.max_delete);
+        let name = self.name();
+        let id = plan.to_string();
+        self.trouble(
+            State::Refused,
+            format!("{reason}. To let exactly this through: syncagent approve {name} {id}"),
+        );
+        self.tree.shared().plan = Some(RefusedPlan { id, reason, lost });
+    }
+
+    fn announce(&mut self, s: &mut Session, generation: Generation) -> Result<()> {
+        let index = &s.index;
+        let id = generation.id;
+        let lost = || Error::integrity("the source's index lost a directory");
+        self.tree.store.take_in(&generation.root.object, &mut |want| {
+            want.iter().map(|digest| index.object(digest)?.ok_or_else(lost)).collect()
+        })?;
+        self.high.raise(id)?;
+        self.tree.store.add_generation(&generation)?;
+        let mut shared = self.tree.shared();
+        shared.published.publish(id, boot_ms());
+        shared.high = id;
+        drop(shared);
+        self.base = Some(generation.clone());
+        self.tree.announce(generation);
+        if let Some(own) = &mut s.own_high
+            && let Err(e) = own.raise(id)
+        {
+            tracing::warn!(tree = self.name(), "{e}");
+        }
+        if id.number.is_multiple_of(SWEEP_EVERY)
+            && let Err(e) = self.sweep()
+        {
+            tracing::warn!(tree = self.name(), "{e}");
+        }
+        Ok(())
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let kept = self.tree.store.generations(KEPT)?;
+        if let Some(oldest) = kept.last() {
+            self.tree.store.forget_before(oldest.id)?;
+        }
+        let roots: Vec<_> = kept.iter().take(KEPT_OBJECTS).map(|g| g.root.object).collect();
+        let gone = self.tree.store.sweep(&roots)?;
+        tracing::debug!(tree = self.name(), gone, "swept");
+        Ok(())
+    }
+
+    pub(super) fn approve(
+        &mut self,
+        s: &mut Session,
+        id: PlanId,
+        reply: &Sender<Result<String>>,
+    ) -> Result<()> {
+        let waiting = self.tree.shared().plan.clone();
+        let answer = match waiting {
+            None => {
+                Err(Error::new(Class::Config, format!("no plan of {} waits for an approval", self.name())))
+            }
+            Some(plan) if plan.id != id.to_string() => Err(Error::new(
+                Class::Config,
+                format!("plan {id} does not wait (any more); {} does: {}", plan.id, plan.reason),
+            )),
+            Some(plan) => {
+                self.approved = Some(id);
+                s.be_thorough();
+                let looked = self.look(s, true);
+                self.approved = None;
+                if let Err(e) = looked {
+                    let _ = reply.send(Err(Error::new(e.class, e.to_string())));
+                    return Err(e);
+                }
+                let head = self.tree.head.borrow().clone();
+                match head.filter(|h| h.approved.as_deref() == Some(&plan.id)) {
+                    Some(head) => Ok(format!("published as generation {}", head.id)),
+                    None => {
+                        let what = "the tree changed meanwhile, or a file in it is not finished; see `syncagent status`";
+                        Err(Error::new(Class::Transient, what))
+                    }
+                }
+            }
+        };
+        // who asked may have gone
+        let _ = reply.send(answer);
+        Ok(())
+    }
+
+    pub(super) fn reset(&mut self, s: &mut Session, reply: &Sender<Result<String>>) -> Result<()> {
+        let by = self.tree.shared().superseded.take();
+        let highest = by.map_or(GenId::default(), |(id, _)| id).max(self.high.get());
+        let next = GenId { epoch: highest.epoch + 1, number: 0 };
+        self.high.raise(next)?;
+        self.tree.shared().high = next;
+        s.be_thorough();
+        if let Err(e) = self.look(s, true) {
+            let _ = reply.send(Err(Error::new(e.class, e.to_string())));
+            return Err(e);
+        }
+        let head = self.tree.head.borrow().clone();
+        let answer = match head.filter(|h| h.id.epoch > highest.epoch) {
+            Some(head) => Ok(format!("what is in the tree now is published as generation {}", head.id)),
+            None => Ok(format!(
+                "epoch {} begins with the next publication; see `syncagent status`",
+                highest.epoch + 1
+            )),
+        };
+        let _ = reply.send(answer);
+        Ok(())
+    }
+}
+
+/// Nothing is in it at all.
+fn is_empty(scanned: &Scanned) -> bool {
+    scanned.root.object == Digest::of(&Object::default().encode())
+}
+
+/// A refusal in the words of a source.
+fn explain(refusal: &Refusal, limit: MaxDelete) -> String {
+    match refusal {
+        Refusal::EmptySource { there } => {
+            format!("the tree is empty now, and was published with {there} files: is it really there?")
+        }
+        Refusal::TooManyDeletions { lost, there, .. } => {
+            format!(
+                "{lost} of {there} files would be deleted on every mirror, more than max-delete = {limit} allows"
+            )
+        }
+        refusal @ Refusal::Takeover { .. } => refusal.to_string(),
+    }
+}
+
+/// Milliseconds, to the tenth.
+fn ms(d: Duration) -> f64 {
+    (d.as_secs_f64() * 10_000.0).round() / 10.0
+}

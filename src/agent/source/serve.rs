@@ -1,0 +1,101 @@
+//! What the data port answers of this tree. Everything but objects and contents comes from memory.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{Order, SourceTree, lock};
+use crate::config::Allow;
+use crate::disk::{Dir, boot_ms};
+use crate::error::{Class, Error, Result};
+use crate::model::{Digest, GenId, Generation, Name, Node, NodeId, Report, TreePath};
+use crate::peer::{self, Behind};
+
+impl peer::Serve for SourceTree {
+    fn allows(&self, node: &NodeId) -> bool {
+        match &self.role.allow {
+            Allow::Any => true,
+            Allow::Nodes(nodes) => nodes.contains(node),
+        }
+    }
+
+    fn head(&self) -> watch::Receiver<Option<Arc<Generation>>> {
+        self.head.clone()
+    }
+
+    fn heard(&self, node: &NodeId, known: Option<GenId>) {
+        self.shared().nodes.heard(node, known, boot_ms());
+    }
+
+    fn behind(&self, node: &NodeId, known: Option<GenId>, seen: Option<(GenId, Digest)>) -> Result<Behind> {
+        let now = boot_ms();
+        let head = self.head.borrow().clone();
+        let mut shared = self.shared();
+        if let Some((id, root)) = seen {
+            if !id.is_plausible() {
+                return Err(Error::new(Class::Config, format!("no source has ever come to generation {id}")));
+            }
+            let newest = head.as_ref().map_or(GenId::default(), |h| h.id);
+            let unknown =
+                id > newest.max(shared.high) || head.is_some_and(|h| id == h.id && root != h.root.object);
+            if unknown && shared.superseded.as_ref().is_none_or(|(known, _)| id > *known) {
+                shared.superseded = Some((id, node.clone()));
+                drop(shared);
+                self.wake();
+                shared = self.shared();
+            }
+            if id > newest && shared.superseded.is_none() {
+                return Err(Error::new(
+                    Class::Transient,
+                    "the source has not published its next generation yet",
+                ));
+            }
+        }
+        if let Some((id, by)) = &shared.superseded {
+            return Err(Error::new(Class::Refused, superseded(self.config.name.as_str(), *id, by)));
+        }
+        let age_ms = shared.published.head(now).map_or(0, |(_, age)| age);
+        let late = shared.published.behind(known, now);
+        Ok(Behind { age_ms, oldest: late.oldest, behind: late.count })
+    }
+
+    fn objects(&self, want: &[Digest]) -> Result<Vec<Option<Vec<u8>>>> {
+        want.iter().map(|digest| self.store.body(digest)).collect()
+    }
+
+    fn root(&self) -> Result<Arc<Dir>> {
+        self.root_handle()
+    }
+
+    fn publishes(&self, dir: &TreePath, name: &Name, digest: &Digest) -> bool {
+        let Some(head) = self.head.borrow().clone() else { return false };
+        let found = self.store.find(&head.root.object, &dir.join(name));
+        matches!(found.map(|entry| entry.node), Some(Node::File { digest: d, .. }) if d == *digest)
+    }
+
+    fn report(&self, node: &NodeId, report: Report) {
+        let now = boot_ms();
+        self.shared().nodes.reported(node, report, now);
+    }
+
+    fn suspect(&self, node: &NodeId, paths: Vec<TreePath>) {
+        tracing::warn!(
+            tree = self.config.name,
+            %node,
+            "content of {} files arrived there and was not what its digest says; they are read again",
+            paths.len()
+        );
+        let _ = self.orders.send(Order::Suspect(paths));
+    }
+
+    fn connected(&self, node: &NodeId, delta: i32) {
+        lock(&self.shared).nodes.connected(node, delta, boot_ms());
+    }
+}
+
+pub(super) fn superseded(tree: &str, id: GenId, by: &NodeId) -> String {
+    format!(
+        "node {by} has generation {id}, which this source never made: was it restored from a backup? It publishes \
+         nothing until `syncagent source reset {tree} --approve`"
+    )
+}

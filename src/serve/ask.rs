@@ -1,0 +1,72 @@
+//! Asking an agent on this host.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+
+use super::local::Failure;
+use crate::error::{Class, Context as _, Error, Result};
+use crate::model::escaped;
+
+const TIMEOUT: Duration = Duration::from_secs(70);
+/// A status with thousands of nodes has some megabytes.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// Sends a request to the agent that listens on `socket`, and gives the body of its answer.
+///
+/// # Errors
+/// No agent is there, it may not be asked, or its own answer is an error.
+pub fn ask(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context(|| "start".into())?;
+    let late = || {
+        let what = format!("the agent on {} does not answer", escaped(socket));
+        Error::new(Class::Transient, what)
+    };
+    runtime.block_on(async {
+        tokio::time::timeout(TIMEOUT, send(socket, method, path)).await.map_err(|_| late())?
+    })
+}
+
+async fn send(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
+    let shown = escaped(socket);
+    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|e| {
+        let hint = match e.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                "; is the agent running (systemctl status syncagent)? Another socket is given with --socket or --config"
+            }
+            std::io::ErrorKind::PermissionDenied => "; the rights on this file say who may administer the agent",
+            _ => "",
+        };
+        Error::new(Class::Transient, format!("cannot ask the agent on {shown}: {e}{hint}"))
+    })?;
+    let broken = |e: &dyn std::fmt::Display| {
+        Error::new(Class::Transient, format!("the agent on {shown} broke off: {e}"))
+    };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method.clone()).uri(path).header("host", "localhost");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|e| Error::integrity(e.to_string()))?;
+    let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
+    let status = answer.status();
+    let body =
+        Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| broken(&e))?.to_bytes();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let failure: Failure = serde_json::from_slice(&body)
+        .map_err(|_| Error::integrity(format!("the agent on {shown} answered {status}")))?;
+    let class = match failure.class.as_str() {
+        "Config" => Class::Config,
+        "Refused" => Class::Refused,
+        "Busy" => Class::Busy,
+        "Transient" => Class::Transient,
+        _ => Class::Permanent,
+    };
+    Err(Error::new(class, failure.message))
+}
