@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FLOORS: [(&str, u32); 13] = [
+const FLOORS: [(&str, u32); 14] = [
     ("error", 0),
     ("model", 0),
     ("config", 1),
@@ -14,6 +14,7 @@ const FLOORS: [(&str, u32); 13] = [
     ("apply", 2),
     ("peer", 3),
     ("serve", 4),
+    ("fuzz", 4),
     ("agent", 4),
     ("cli", 5),
 ];

@@ -5,12 +5,15 @@
 mod crash;
 mod support;
 
+mod agents;
 mod cli;
+mod config;
 mod faults;
 mod guards;
 mod kill;
 mod layers;
 mod live;
 mod oracle;
+mod pki;
 mod power;
 mod trees;
