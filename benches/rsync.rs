@@ -7,9 +7,17 @@
 //! cargo bench --bench rsync -- --scale 0.01 --runs 2                   a smoke run
 //! cargo bench --bench rsync -- --only first-T1,unchanged-T1 --keep     some rows; the source trees stay for the next run
 //! ```
+//!
+//! The rows `net-…` measure agents over TLS on loopback, beside an rsync daemon, rsync over ssh, lsyncd and Syncthing as far as these
+//! are installed. They want root, because an rsync daemon and sshd do, and a loopback interface without other traffic:
+//! `unshare --net sh -c 'ip link set lo up; cargo bench --bench rsync -- --only net-first-T1'`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "rsync/changes.rs"]
+mod changes;
+#[path = "rsync/cluster.rs"]
+mod cluster;
 #[path = "rsync/job.rs"]
 mod job;
 #[path = "rsync/machine.rs"]
@@ -18,6 +26,18 @@ mod machine;
 mod memory;
 #[path = "rsync/mixed.rs"]
 mod mixed;
+#[path = "rsync/net_change.rs"]
+mod net_change;
+#[path = "rsync/net_first.rs"]
+mod net_first;
+#[path = "rsync/net_many.rs"]
+mod net_many;
+#[path = "rsync/net_rename.rs"]
+mod net_rename;
+#[path = "rsync/net_rest.rs"]
+mod net_rest;
+#[path = "rsync/peers.rs"]
+mod peers;
 #[path = "rsync/renamed.rs"]
 mod renamed;
 #[path = "rsync/report.rs"]
@@ -32,6 +52,8 @@ mod run;
 mod spec;
 #[path = "rsync/tree.rs"]
 mod tree;
+#[path = "rsync/usage.rs"]
+mod usage;
 #[path = "rsync/window.rs"]
 mod window;
 
@@ -46,7 +68,7 @@ use report::Report;
 use run::{At, Bench, Res};
 
 /// Every row, in the order in which they run; rows that share a tree stand together.
-const ROWS: [&str; 8] = [
+const ROWS: [&str; 16] = [
     "first-T1",
     "unchanged-T1",
     "first-T3",
@@ -55,6 +77,14 @@ const ROWS: [&str; 8] = [
     "rename-10k",
     "mixed-window",
     "mixed-window-swap",
+    "net-change-T1",
+    "net-rest",
+    "net-8-mirrors",
+    "net-200",
+    "net-first-T1",
+    "net-first-T3",
+    "net-rename-10k",
+    "net-million",
 ];
 
 /// Compares `syncagent sync` with rsync and prints a Markdown table.
@@ -81,7 +111,13 @@ struct Args {
     #[arg(long)]
     keep: bool,
     /// The program under test
-    #[arg(long, default_value = env!("CARGO_BIN_EXE_syncagent"), hide_default_value = true, value_name = "PATH")]
+    #[arg(
+        long,
+        env = "SYNCAGENT_BENCH_PROGRAM",
+        default_value = env!("CARGO_BIN_EXE_syncagent"),
+        hide_default_value = true,
+        value_name = "PATH"
+    )]
     syncagent: PathBuf,
     /// The rsync to compare with
     #[arg(long, default_value = "rsync", value_name = "PATH")]
@@ -130,6 +166,7 @@ fn measure(args: &Args) -> Res<bool> {
     rows::t2(&bench, &mut report);
     rows::rename(&bench, &mut report);
     mixed::rows(&bench, &mut report);
+    rows::net(&bench, &mut report);
     report.print();
     bench.bury()?;
     if args.keep {

@@ -147,7 +147,7 @@ impl<'a> Job<'a> {
 }
 
 /// Seconds of processor time of all children waited for so far, and of theirs. In steps of a clock tick (10 ms as a rule).
-fn children_cpu() -> Res<f64> {
+pub(crate) fn children_cpu() -> Res<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     // Fields 16 and 17 of proc_pid_stat(5); the name, field 2, may hold spaces and ends in the last parenthesis.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();

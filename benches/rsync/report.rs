@@ -12,6 +12,7 @@ pub(crate) enum Unit {
     Seconds,
     Mib,
     Bytes,
+    Percent,
 }
 
 impl Unit {
@@ -22,6 +23,7 @@ impl Unit {
             Self::Seconds => format!("{:.3} ms", value * 1e3),
             Self::Mib => format!("{value:.1} MiB"),
             Self::Bytes => format!("{value:.0} B"),
+            Self::Percent => format!("{value:.3} %"),
         }
     }
 }
@@ -33,6 +35,10 @@ pub(crate) enum Goal {
     Ratio { must: f64, aim: f64 },
     /// Our median itself, in the row's unit.
     Value { must: f64, aim: f64 },
+    /// A ratio that is demanded, with nothing hoped for beyond.
+    RatioLimit(f64),
+    /// The same for our median.
+    Limit(f64),
     /// For information.
     None,
 }
@@ -73,6 +79,11 @@ impl Line {
                 let limit = |limit| self.unit.show(limit);
                 (judged(&format!("≤ {}", limit(must)), value, must), judged(&limit(aim), value, aim))
             }
+            Goal::RatioLimit(must) => (judged(&format!("≤ {}", digits(must)), ratio, must), "–".to_owned()),
+            Goal::Limit(must) => {
+                let value = ours.map(|stats| stats.median);
+                (judged(&format!("≤ {}", self.unit.show(must)), value, must), "–".to_owned())
+            }
             Goal::None => ("–".to_owned(), "–".to_owned()),
         };
         format!("| {} | {} | {} | {ratio_text} | {must} | {aim} |", self.work, show(ours), show(rsync))
@@ -87,9 +98,13 @@ fn verdict(limit: &str, value: Option<f64>, bound: f64) -> String {
     }
 }
 
-/// Two significant places also where ours is a hundredth of theirs.
+/// Two significant places also where ours is a hundredth or a ten-thousandth of theirs.
 fn digits(ratio: f64) -> String {
-    if ratio < 0.1 { format!("{ratio:.3}") } else { format!("{ratio:.2}") }
+    match ratio {
+        small if small < 0.001 => format!("{small:.6}"),
+        small if small < 0.1 => format!("{small:.3}"),
+        ratio => format!("{ratio:.2}"),
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -110,6 +125,9 @@ impl Stats {
     }
 
     fn show(self, unit: Unit) -> String {
+        if self.min == self.max {
+            return unit.show(self.median);
+        }
         format!("{} ({}–{})", unit.show(self.median), unit.show(self.min), unit.show(self.max))
     }
 }
@@ -184,7 +202,7 @@ impl Report {
         }
         println!();
         println!(
-            "| work | ours (median, min–max) | rsync (median, min–max) | ratio (min–max of rounds) | must | aim |"
+            "| work | ours (median, min–max) | rsync or the one named (median, min–max) | ratio (min–max of rounds) | must | aim |"
         );
         println!("| --- | --- | --- | --- | --- | --- |");
         for line in &self.lines {

@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 
 use crate::job::{Job, Sample};
+use crate::net_first::{self, Goals};
 use crate::report::{Goal, Line, Report, Stats, Unit, cpus, walls};
 use crate::run::{At, Bench, Both, Res, Side, in_turn, sync_file_system, warm};
 use crate::spec::Spec;
 use crate::tree::{Tree, set_mtime};
-use crate::{memory, renamed};
+use crate::{memory, net_change, net_many, net_rename, net_rest, renamed};
 
 pub(crate) fn t1(bench: &Bench, report: &mut Report) {
     on_tree(
@@ -56,6 +57,40 @@ pub(crate) fn t2(bench: &Bench, report: &mut Report) {
             });
         }
     });
+}
+
+/// What goes over loopback, between agents and against others.
+pub(crate) fn net(bench: &Bench, report: &mut Report) {
+    type Row = fn(&Bench, &Tree, &mut Report) -> Res<()>;
+    let first_t1: Row = |bench, tree, report| {
+        let daemon = Goal::Ratio { must: 0.85, aim: 0.60 };
+        net_first::row(bench, tree, report, &Goals { daemon, ssh: None })
+    };
+    let first_t3: Row = |bench, tree, report| {
+        let (daemon, ssh) = (Goal::RatioLimit(1.0), Some(Goal::RatioLimit(0.4)));
+        net_first::row(bench, tree, report, &Goals { daemon, ssh })
+    };
+    let (scale, fresh) = (bench.scale, bench.fresh_copies());
+    let rows: [(&str, Spec, u64, Row); 8] = [
+        ("net-change-T1", Spec::t1(scale), 3, net_change::row),
+        ("net-rest", Spec::t1(scale), 2, net_rest::at_rest),
+        ("net-8-mirrors", Spec::eight(scale), 17, net_many::eight),
+        ("net-200", Spec::few(), 201, net_many::hundreds),
+        ("net-first-T1", Spec::t1(scale), fresh, first_t1),
+        ("net-first-T3", Spec::t3(scale), fresh + bench.runs as u64, first_t3),
+        ("net-rename-10k", Spec::renamed(scale), fresh, net_rename::row),
+        ("net-million", Spec::t2(scale), 2, net_rest::million),
+    ];
+    let wanted: Vec<_> = rows.iter().filter(|(name, ..)| bench.wants(name)).collect();
+    for (at, (name, spec, copies, measure)) in wanted.iter().enumerate() {
+        let stays = bench.keep || wanted.get(at + 1).is_some_and(|(_, next, ..)| next.name == spec.name);
+        report.attempt(name, |report| {
+            bench.make_room(spec, *copies)?;
+            let tree = Tree::ensure(bench, spec.clone())?;
+            measure(bench, &tree, report)?;
+            if stays { Ok(()) } else { tree.remove(bench) }
+        });
+    }
 }
 
 pub(crate) fn rename(bench: &Bench, report: &mut Report) {

@@ -15,7 +15,7 @@ pub(crate) enum Size {
     Small,
     /// 0 to 64 bytes.
     Tiny,
-    /// 0.25 to 1.75 MiB, mean 2 GiB / 2,000.
+    /// 0.25 to 1.75 MiB, mean 2 GiB / 2,000. Zip archives of one stored entry: an agent publishes no archive without its end.
     Archive,
     /// 48 to 80 KiB; the first 8 bytes are the version (see `Tree::write_version`).
     Marked,
@@ -52,6 +52,16 @@ impl Spec {
     pub(crate) fn renamed(scale: f64) -> Self {
         let t1 = Self::t1(scale);
         Self { name: "renamed", wide: scaled(10_000, scale), ..t1 }
+    }
+
+    /// What eight mirrors have.
+    pub(crate) fn eight(scale: f64) -> Self {
+        Self::new("eight", scaled(30_000, scale), scaled(300, scale), Size::Small, "xml")
+    }
+
+    /// What two hundred mirrors have, each of them.
+    pub(crate) fn few() -> Self {
+        Self::new("few", 100, 10, Size::Small, "xml")
     }
 
     pub(crate) fn mixed(scale: f64) -> Self {
@@ -114,6 +124,29 @@ impl Spec {
     }
 }
 
+/// Makes an archive of one stored entry of the buffer by putting the three headers into it (APPNOTE.TXT 6.3.10, 4.3.7, 4.3.12,
+/// 4.3.16). Its checksum is wrong; nobody here unpacks it.
+pub(crate) fn archive(buffer: &mut [u8]) {
+    const ENDS: usize = 31 + 47 + 22;
+    let Some(body) = buffer.len().checked_sub(ENDS) else { return };
+    let size = (body as u32).to_le_bytes();
+    let (mut local, mut central, mut end) = ([0; 31], [0; 47], [0; 22]);
+    local[..4].copy_from_slice(b"PK\x03\x04");
+    central[..4].copy_from_slice(b"PK\x01\x02");
+    end[..4].copy_from_slice(b"PK\x05\x06");
+    for (header, at) in [(&mut local[..], 18), (&mut central[..], 20)] {
+        header[at..at + 4].copy_from_slice(&size);
+        header[at + 4..at + 8].copy_from_slice(&size);
+        header[at + 8] = 1;
+    }
+    (local[30], central[46]) = (b'x', b'x');
+    (end[8], end[10], end[12]) = (1, 1, 47);
+    end[16..20].copy_from_slice(&(31 + body as u32).to_le_bytes());
+    buffer[..31].copy_from_slice(&local);
+    buffer[31 + body..31 + body + 47].copy_from_slice(&central);
+    buffer[31 + body + 47..].copy_from_slice(&end);
+}
+
 fn scaled(count: u64, scale: f64) -> u64 {
     ((count as f64 * scale).round() as u64).max(if count > 1_000 { 20 } else { 2 })
 }
@@ -140,7 +173,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::SystemTime;
 
 use crate::run::{At, Bench, Res};
-use crate::spec::{Rng, Size, Spec, WIDE, dir_path};
+use crate::spec::{Rng, Size, Spec, WIDE, archive, dir_path};
 
 /// A complete tree on disk.
 pub(crate) struct Tree {
@@ -69,11 +69,15 @@ impl Tree {
         self.set_dir_times(version)
     }
 
-    fn write_file(&self, index: u64, version: u64, buffer: &mut Vec<u8>) -> Res<()> {
+    /// Writes one file's content of that version and sets its times.
+    pub(crate) fn write_file(&self, index: u64, version: u64, buffer: &mut Vec<u8>) -> Res<()> {
         buffer.resize(self.spec.len(index) as usize, 0);
         Rng::new(&[1, index, version]).fill(buffer);
         if let (Size::Marked, Some(marker)) = (self.spec.size, buffer.first_chunk_mut()) {
             *marker = version.to_le_bytes();
+        }
+        if let Size::Archive = self.spec.size {
+            archive(buffer);
         }
         let path = self.root.join(self.spec.path(index));
         let mut file = File::create(&path).at(&path)?;
@@ -95,6 +99,12 @@ impl Tree {
         Ok(())
     }
 
+    /// Gives the root the times of its spec again, after names in it came and went.
+    pub(crate) fn touch_root(&self) -> Res<()> {
+        let file = File::open(&self.root).at(&self.root)?;
+        set_mtime(&file, self.spec.mtime(self.spec.total(), 0)).at(&self.root)
+    }
+
     /// Says that the tree is no longer what its spec says. Call before the first change.
     pub(crate) fn unstamp(&self) -> Res<()> {
         match fs::remove_file(&self.stamp) {
@@ -109,7 +119,8 @@ impl Tree {
     }
 
     fn stamp_text(&self) -> String {
-        format!("layout 1 {:?}\n", self.spec)
+        let layout = if let Size::Archive = self.spec.size { 2 } else { 1 };
+        format!("layout {layout} {:?}\n", self.spec)
     }
 
     /// Moves the tree aside.
