@@ -59,11 +59,9 @@ const NEW: &[(&str, &[u8])] = fixture!["carbonapps/OrderRoutingCApp_1.4.0.car", 
 pub(super) fn run(args: &DemoArgs) -> Result<Exit> {
     super::start_log("off");
     crate::disk::ignore_break_signal()?;
-    let place = Place::new()?;
     let runtime = runtime()?;
-    let done = runtime.block_on(play(&place, args.seconds.map(Duration::from_secs)));
+    let done = runtime.block_on(play(args.seconds.map(Duration::from_secs)));
     runtime.shutdown_timeout(Duration::from_millis(500));
-    drop(place);
     done
 }
 
@@ -105,10 +103,12 @@ struct Cluster {
     headline: String,
 }
 
-async fn play(place: &Place, time: Option<Duration>) -> Result<Exit> {
-    let cluster = start(place).await?;
+async fn play(time: Option<Duration>) -> Result<Exit> {
     let on = |kind: SignalKind| signal(kind).context(|| "handle signals".into());
+    // before there is anything to leave behind
     let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    let place = Place::new()?;
+    let cluster = start(&place).await?;
     let ended = tokio::select! {
         told = tell(&cluster) => told.map(|()| false),
         () = draw(&cluster) => Ok(false),

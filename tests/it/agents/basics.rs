@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::cluster::{Cluster, eventually, noise, run, until};
+use crate::support::{Ran, Scratch, program};
 
 /// A source and a mirror over TLS, with a few files, in step.
 fn pair(source: &str, mirror: &str) -> (Cluster, super::cluster::Agent, super::cluster::Agent) {
@@ -261,4 +262,41 @@ fn a_termination_is_quick_also_during_a_large_transfer_and_the_next_start_goes_o
     until("the file", || c.tree("b").join("large").exists());
     c.assert_converges(&a, &b, ("a", "b"));
     assert!(there > (8 << 20), "what was there is gone: {there} bytes");
+}
+
+/// The demo, with its temporary directory in a place of its own.
+fn demo(scratch: &Scratch, args: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(program());
+    command.arg("demo").args(args).env("TMPDIR", scratch.path()).stdout(std::process::Stdio::piped());
+    command
+}
+
+fn left(scratch: &Scratch) -> usize {
+    let names = std::fs::read_dir(scratch.path()).unwrap().flatten().map(|e| e.file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("syncagent-demo")).count()
+}
+
+#[test]
+fn the_demo_converges_and_leaves_nothing_behind() {
+    let scratch = Scratch::new();
+    let ran = Ran::from(demo(&scratch, &["--seconds", "12"]).output().unwrap()).code(0);
+    for told in ["no mirror has seen it", "refused:", "every mirror has converged"] {
+        assert!(ran.out.contains(told), "{told}: {}", ran.out);
+    }
+    assert_eq!(left(&scratch), 0);
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let scratch = Scratch::new();
+    let mut child = demo(&scratch, &[]).spawn().unwrap();
+    until("the demo's directory", || left(&scratch) == 1);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
+    let mut status = None;
+    until("the end", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(0), "{status:?}");
+    assert_eq!(left(&scratch), 0);
 }
