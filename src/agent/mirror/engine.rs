@@ -14,8 +14,9 @@ use crate::agent::pin;
 use crate::agent::target::Target;
 use crate::apply::{Control, Journal, Keep, Pin};
 use crate::config;
-use crate::disk::{Dir, Lock, MountId, OwnerPolicy, Owners};
+use crate::disk::{Dir, Lock, MountId, OwnerPolicy, Owners, boot_ms};
 use crate::error::{Class, Context as _, Error, Result};
+use crate::lag::Lag;
 use crate::model::{Digest, GenId, State, TreePath, WatchStatus, escaped};
 use crate::plan::{CONTROL_DIR, Filter, PlanId};
 use crate::scan::{Counters, Index, Only, Scanned, Spec, Store, scan};
@@ -175,6 +176,12 @@ impl Engine {
             let mut shared = tree.shared();
             shared.applied = generation.map(|(id, _)| id);
             shared.applied_object = generation.map(|(_, object)| object);
+            // the source may have been asked before this was known
+            match shared.applied {
+                Some(id) => drop(shared.lag.applied(id, boot_ms())),
+                None => shared.lag = Lag::default(),
+            }
+            shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_applied(n.id));
             shared.content = applied.and_then(|a| a.content.parse().ok());
         }
         let mount =
