@@ -38,6 +38,7 @@ pub(super) async fn listen(tree: Arc<MirrorTree>) {
     loop {
         let pause = tokio::select! {
             () = tree.cancel.cancelled() => return,
+            () = tree.again.notified() => continue,
             pause = poll(&tree) => pause,
         };
         match pause {
@@ -67,7 +68,8 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
         let newest = shared.newest.as_ref().map(|g| (g.id, g.root.object));
         // what is applied was seen, also when this is the first question after a start
         let seen = newest.or(shared.applied.zip(shared.applied_object));
-        (shared.applied, seen, if shared.connected { WAIT } else { Duration::ZERO })
+        let knows = shared.connected && shared.lag.head().is_some();
+        (shared.applied, seen, if knows { WAIT } else { Duration::ZERO })
     };
     let asked = boot_ms();
     let head = tree.client.head(known, seen, wait).await?;

@@ -172,15 +172,16 @@ impl Engine {
         let applied = control.marker()?.and_then(|m| m.applied);
         let generation = applied.as_ref().and_then(|a| a.generation);
         {
-            // what this tree says of itself counts, not what another one said that was here before
             let mut shared = tree.shared();
-            shared.applied = generation.map(|(id, _)| id);
+            // what this tree says of itself counts, not what another one said that was here before
+            let known = generation.map(|(id, _)| id);
+            if std::mem::replace(&mut shared.applied, known) > known {
+                shared.lag = Lag::default();
+                tree.again.notify_one();
+            }
             shared.applied_object = generation.map(|(_, object)| object);
             // the source may have been asked before this was known
-            match shared.applied {
-                Some(id) => drop(shared.lag.applied(id, boot_ms())),
-                None => shared.lag = Lag::default(),
-            }
+            let _ = known.map(|id| shared.lag.applied(id, boot_ms()));
             shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_applied(n.id));
             shared.content = applied.and_then(|a| a.content.parse().ok());
         }

@@ -56,6 +56,8 @@ pub(super) struct MirrorTree {
     cancel: CancellationToken,
     /// Something to report.
     news: Notify,
+    /// The question under way is asked again.
+    again: Notify,
     shared: Mutex<Shared>,
     /// The newest generation changed.
     arrived: Condvar,
@@ -134,6 +136,7 @@ impl MirrorTree {
             supersede: Arc::default(),
             cancel: CancellationToken::new(),
             news: Notify::new(),
+            again: Notify::new(),
             shared: Mutex::new(Shared {
                 state: State::Starting,
                 trouble: Trouble::default(),
