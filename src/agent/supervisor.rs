@@ -188,6 +188,7 @@ impl Agent {
             cluster: config.cluster.name.clone(),
             started_ms_ago: boot_ms().saturating_sub(self.started),
             certificate_days_left: days,
+            drained: None,
             trees: trees.values().map(of).collect(),
         }
     }

@@ -18,6 +18,8 @@ pub use generation::{Changes, GenId, Generation};
 pub use node::{BadNodeId, NodeId};
 pub use object::{Object, RootHeader, root_content};
 pub use path::{BadName, Name, TreePath};
-pub use report::{RefusedPlan, Report, State, Trouble};
+pub use report::{Mark, RefreshState, RefreshStatus, RefusedPlan, Report, State, Trouble};
 pub use source::{Content, Root, Source, Wanted};
-pub use status::{Convergence, HeldPath, NodeStatus, Percentiles, RoleName, Status, TreeStatus, WatchStatus};
+pub use status::{
+    Convergence, HeldPath, Hold, NodeStatus, Percentiles, Recent, RoleName, Status, TreeStatus, WatchStatus,
+};

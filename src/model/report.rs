@@ -19,6 +19,10 @@ pub enum State {
     Fetching,
     /// Mirror: a newer generation is being made visible.
     Committing,
+    /// The newest generation is in place, and the local server has not taken it up yet.
+    Refreshing,
+    /// An operator paused it: nothing is published here, or applied.
+    Paused,
     /// A guard refused; `plan` names what waits for an approval.
     Refused,
     /// Mirror: somebody edited the tree here, and it is left so (`drift = "report"`).
@@ -58,14 +62,77 @@ pub struct Trouble {
     pub for_ms: u64,
 }
 
+/// Something that an operator ordered, by whom and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The user (as the kernel says), with the process's command.
+    pub who: String,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+    /// Milliseconds since then.
+    pub for_ms: u64,
+}
+
+/// How far the local server is told of what is in place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RefreshStatus {
+    /// What is being done.
+    pub state: RefreshState,
+    /// The refresh (its name in the configuration) that is under way or failed.
+    pub action: Option<String>,
+    /// Attempts since the last success.
+    pub attempts: u64,
+    /// What the last attempt said, when it failed; the age is that of the first failure in a row.
+    pub error: Option<Trouble>,
+}
+
+/// What a refresh is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefreshState {
+    /// The server has all that is in place.
+    #[default]
+    Idle,
+    /// The first attempt is due or waits for the minimum interval.
+    Waiting,
+    /// The server is being told.
+    Running,
+    /// The server is being asked whether it sees the change.
+    Verifying,
+    /// Telling it failed; tried again.
+    Failing,
+    /// It was told, and does not see the change.
+    VerifyFailed,
+    /// A word of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
 /// What a mirror tells its source of one tree.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
     /// What it is doing.
     pub state: State,
-    /// The newest generation it has completely.
+    /// The newest generation it has completely: in place, and taken up by the local server where one is told.
     pub applied: Option<GenId>,
+    /// The newest generation that is in place.
+    pub in_place: Option<GenId>,
+    /// The newest generation that the local server was told of.
+    pub refreshed: Option<GenId>,
+    /// The newest generation that the local server was seen to have.
+    pub verified: Option<GenId>,
+    /// How the local server is told; `None` where it is not.
+    pub refresh: Option<RefreshStatus>,
+    /// The tree is paused there.
+    pub paused: Option<Mark>,
+    /// The node is drained.
+    pub drained: Option<Mark>,
+    /// Why its load balancer is told to send nothing; empty when it may.
+    pub faults: Vec<String>,
+    /// Everything it knows of is complete there: nothing pending, no drift.
+    pub consistent: bool,
     /// The content digest of its tree.
     pub content: Option<Digest>,
     /// Age in milliseconds of the oldest generation that it has not applied; 0 when it has all; `None` when unknown.

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, GenId, NodeId, RefusedPlan, State, Trouble};
+use super::{Digest, GenId, Mark, NodeId, RefreshStatus, RefusedPlan, State, Trouble};
 
 /// One agent's view of its trees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,9 @@ pub struct Status {
     pub started_ms_ago: u64,
     /// Whole days until the node's certificate expires; negative when it has; `None` without TLS.
     pub certificate_days_left: Option<i64>,
+    /// The node takes no traffic, by order.
+    #[serde(default)]
+    pub drained: Option<Mark>,
     /// In the order of their names.
     #[serde(default)]
     pub trees: Vec<TreeStatus>,
@@ -63,6 +66,12 @@ pub struct TreeStatus {
     pub lock: Option<String>,
     /// All mirrors together (source) or this node (mirror).
     pub convergence: Option<Convergence>,
+    /// Source: a deploy job holds the tree, or one that failed left it so.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// The newest generations, newest first, the first few.
+    #[serde(default)]
+    pub recent: Vec<Recent>,
     /// This node first, then by id.
     #[serde(default)]
     pub nodes: Vec<NodeStatus>,
@@ -87,6 +96,8 @@ impl TreeStatus {
             held_count: 0,
             lock: None,
             convergence: None,
+            hold: None,
+            recent: Vec::new(),
             nodes: Vec::new(),
             refused_peers: 0,
         }
@@ -102,6 +113,14 @@ impl NodeStatus {
             role,
             state: State::Starting,
             generation: None,
+            applied: None,
+            refreshed: None,
+            verified: None,
+            consistent: false,
+            refresh: None,
+            paused: None,
+            drained: None,
+            faults: Vec::new(),
             behind: None,
             lag_ms: None,
             contact_age_ms: None,
@@ -126,6 +145,36 @@ pub struct WatchStatus {
     pub directories: u64,
     /// Why it is not native, and what to do.
     pub reason: Option<String>,
+}
+
+/// A deploy job's "not yet": nothing is published while it lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The user (as the kernel says) and the process.
+    pub who: String,
+    /// What it runs.
+    pub command: String,
+    /// Milliseconds since it began.
+    pub for_ms: u64,
+    /// It failed or died, and why; the tree stays held until the next one that succeeds, or a release.
+    pub failed: Option<String>,
+}
+
+/// A published generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recent {
+    /// Which.
+    pub generation: GenId,
+    /// Milliseconds since it was published.
+    pub age_ms: u64,
+    /// Files and links in it.
+    pub files: u64,
+    /// Paths that it created, changed or moved.
+    pub changed: u64,
+    /// Paths that it deleted.
+    pub deleted: u64,
+    /// Bytes that it brought.
+    pub bytes: u64,
 }
 
 /// A path that is held back.
@@ -163,8 +212,33 @@ pub struct NodeStatus {
     pub role: RoleName,
     /// What it is doing.
     pub state: State,
-    /// The newest generation that it has completely, as last confirmed.
+    /// The newest generation that it has completely, as last confirmed: in place, and taken up by the local server where
+    /// one is told.
     pub generation: Option<GenId>,
+    /// The newest generation that is in place.
+    #[serde(default)]
+    pub applied: Option<GenId>,
+    /// The newest one that the local server was told of; `None` where none is told.
+    #[serde(default)]
+    pub refreshed: Option<GenId>,
+    /// The newest one that the local server was seen to have; `None` where it is not asked.
+    #[serde(default)]
+    pub verified: Option<GenId>,
+    /// It has everything that is published, its server too, and nobody edited anything.
+    #[serde(default)]
+    pub consistent: bool,
+    /// How the local server is told; `None` where it is not.
+    #[serde(default)]
+    pub refresh: Option<RefreshStatus>,
+    /// The tree is paused there.
+    #[serde(default)]
+    pub paused: Option<Mark>,
+    /// The node takes no traffic, by order.
+    #[serde(default)]
+    pub drained: Option<Mark>,
+    /// Why its load balancer is told to send nothing; empty when it may.
+    #[serde(default)]
+    pub faults: Vec<String>,
     /// Published generations that it has not applied; at least so many from 10,000 on.
     pub behind: Option<u64>,
     /// Milliseconds since the oldest published generation that it has not applied; 0 when it has all.

@@ -35,6 +35,7 @@ pub(super) const OBJECTS_BODY: usize = MAX_DIGESTS * 32 + 2;
 pub(super) const CONTENTS_BODY: usize = 4 << 20;
 pub(super) const SUSPECT_BODY: usize = 4 << 20;
 pub(super) const REPORT_BODY: usize = 64 * 1024;
+const REPORT_FAULTS: usize = 10;
 /// Strings of a report, in bytes.
 const REPORT_TEXT: usize = 1024;
 const REPORT_CONVERGED: usize = 1000;
@@ -142,7 +143,13 @@ pub(super) fn clip(report: &mut Report) {
     let plan = report.plan.as_mut().map(|p| [&mut p.id, &mut p.reason]);
     let error = report.error.as_mut().map(|e| &mut e.what);
     let others = [error, report.zone.as_mut(), Some(&mut report.version)];
-    for text in plan.into_iter().flatten().chain(others.into_iter().flatten()) {
+    let marks = [&mut report.paused, &mut report.drained].into_iter().filter_map(Option::as_mut);
+    let marks = marks.flat_map(|m| [Some(&mut m.who), m.reason.as_mut()]);
+    let refresh =
+        report.refresh.as_mut().map(|r| [r.action.as_mut(), r.error.as_mut().map(|e| &mut e.what)]);
+    let optional = others.into_iter().chain(marks).chain(refresh.into_iter().flatten()).flatten();
+    report.faults.truncate(REPORT_FAULTS);
+    for text in plan.into_iter().flatten().chain(optional).chain(&mut report.faults) {
         clip_text(text, REPORT_TEXT);
     }
     let extra = report.converged.len().saturating_sub(REPORT_CONVERGED);

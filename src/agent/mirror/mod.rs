@@ -220,6 +220,7 @@ impl MirrorTree {
         Report {
             state: shared.state,
             applied: shared.applied,
+            in_place: shared.applied,
             content: shared.content,
             lag_ms: shared.lag.lag_ms(now),
             drift: shared.drift,
@@ -228,6 +229,7 @@ impl MirrorTree {
             converged,
             zone: self.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Report::default()
         }
     }
 }
@@ -249,11 +251,10 @@ impl Role for MirrorTree {
             state => state,
         };
         let own = NodeStatus {
-            node: self.node.clone(),
             zone: self.zone.clone(),
-            role: RoleName::Mirror,
             state,
             generation: shared.applied,
+            applied: shared.applied,
             behind: shared.behind,
             lag_ms: shared.lag.lag_ms(now),
             contact_age_ms: shared.lag.contact_age_ms(now),
@@ -264,6 +265,7 @@ impl Role for MirrorTree {
             convergence,
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: shared.connected,
+            ..NodeStatus::new(self.node.clone(), RoleName::Mirror)
         };
         TreeStatus {
             name: self.config.name.clone(),
@@ -279,7 +281,7 @@ impl Role for MirrorTree {
             lock: shared.lock.clone(),
             convergence,
             nodes: vec![own],
-            refused_peers: 0,
+            ..TreeStatus::new("", "")
         }
     }
 

@@ -185,21 +185,17 @@ impl Role for SourceTree {
         let state =
             if self.has_ended() && !self.stop.load(Ordering::Relaxed) { State::Failed } else { shared.state };
         let own = NodeStatus {
-            node: self.node.clone(),
             zone: self.zone.clone(),
-            role: RoleName::Source,
             state,
             generation: head.as_ref().map(|g| g.id),
+            applied: head.as_ref().map(|g| g.id),
             behind: Some(0),
             lag_ms: Some(0),
-            contact_age_ms: None,
-            confirmed_age_ms: None,
-            drift: 0,
             plan: shared.plan.clone(),
             error: shared.trouble.report(now),
-            convergence: None,
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: true,
+            ..NodeStatus::new(self.node.clone(), RoleName::Source)
         };
         let mut nodes = vec![own];
         nodes.extend(shared.nodes.status(now, &behind));
@@ -217,7 +213,7 @@ impl Role for SourceTree {
             lock: shared.lock.clone(),
             convergence: Some(shared.nodes.convergence(now)),
             nodes,
-            refused_peers: 0,
+            ..TreeStatus::new("", "")
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::state::TreeState;
 use crate::lag::{Behind, History};
-use crate::model::{Convergence, GenId, NodeId, NodeStatus, Report, RoleName, State};
+use crate::model::{Convergence, GenId, Mark, NodeId, NodeStatus, Report, RoleName, State};
 
 const FILE: &str = "nodes.json";
 /// A bound against certificates without end.
@@ -152,12 +152,23 @@ impl Nodes {
             if let Some(error) = &mut error {
                 error.for_ms += passed;
             }
+            let later = |mark: &Option<Mark>| mark.clone().map(|m| Mark { for_ms: m.for_ms + passed, ..m });
+            let mut refresh = n.report.refresh.clone();
+            if let Some(error) = refresh.as_mut().and_then(|r| r.error.as_mut()) {
+                error.for_ms += passed;
+            }
             NodeStatus {
-                node: id.clone(),
                 zone: n.report.zone.clone(),
-                role: RoleName::Mirror,
                 state: if connected { n.report.state } else { State::Disconnected },
                 generation: n.confirmed,
+                applied: n.report.in_place.max(n.confirmed),
+                refreshed: n.report.refreshed,
+                verified: n.report.verified,
+                consistent: connected && n.report.consistent && late.oldest.is_none(),
+                refresh,
+                paused: later(&n.report.paused),
+                drained: later(&n.report.drained),
+                faults: n.report.faults.clone(),
                 behind: Some(late.count),
                 lag_ms: Some(late.oldest.map_or(0, |(_, age)| age)),
                 contact_age_ms: Some(age(n.heard_at)),
@@ -168,6 +179,7 @@ impl Nodes {
                 convergence: Some(n.history.summary(now)),
                 version: (!n.report.version.is_empty()).then(|| n.report.version.clone()),
                 connected,
+                ..NodeStatus::new(id.clone(), RoleName::Mirror)
             }
         };
         let mut rows: Vec<_> = self.nodes.iter().map(row).collect();
