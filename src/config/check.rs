@@ -10,7 +10,7 @@ use super::problem::{Parsed, Problems, Severity, wrong};
 use super::raw::{MIRROR_ONLY, SOURCE_ONLY, Table};
 use super::{
     Activate, Allow, Cluster, Config, DriftPolicy, Listen, Log, LogFormat, MirrorRole, Node, Role,
-    SourceRole, Store, Tls, Tree, Upstream, across, amount, value,
+    SourceRole, Store, Tls, Tree, Upstream, across, amount, refresh, value,
 };
 use crate::model::NodeId;
 
@@ -138,7 +138,8 @@ fn tree(trees: &Table<'_>, name: &str, t: &Table<'_>) -> Option<Tree> {
     let keep_bytes = t.read("keep-bytes", amount::size).unwrap_or(KEEP_BYTES);
     let max_lag = t.read("max-lag", amount::period);
     let max_contact_age = t.read("max-contact-age", amount::period);
-    Some(Tree {
+    let refreshes = refresh::read(t);
+    let tree = Tree {
         name: name.to_owned(),
         path: path?,
         role: role?,
@@ -151,7 +152,10 @@ fn tree(trees: &Table<'_>, name: &str, t: &Table<'_>) -> Option<Tree> {
         keep_bytes,
         max_lag,
         max_contact_age,
-    })
+        refresh: refreshes?,
+    };
+    refresh::outside(t, &tree);
+    Some(tree)
 }
 
 fn role(kind: Option<Kind>, t: &Table<'_>) -> Option<Role> {

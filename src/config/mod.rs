@@ -3,7 +3,7 @@
 //! alike, and a reload that fails leaves the running configuration as it is.
 //!
 //! `raw` walks the TOML with its places, `value` and `amount` read single values, `check` makes the sections,
-//! `across` looks at what only shows between them, `show` writes the effective configuration.
+//! `refresh` is a tree's refreshes, `across` looks at what only shows between them, `show` writes the effective configuration.
 
 mod across;
 mod amount;
@@ -12,6 +12,9 @@ mod problem;
 #[cfg(test)]
 mod properties;
 mod raw;
+mod refresh;
+#[cfg(test)]
+mod refresh_tests;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -25,6 +28,9 @@ use std::time::Duration;
 
 pub use amount::{Size, Span};
 pub use problem::{Parsed, Problem, Severity};
+pub use refresh::{
+    Action, Ask, Expect, Http, OnFailure, Refresh, Signal, SignalTo, Url, Value, Verb, Verify,
+};
 
 use crate::error::Result;
 use crate::model::{NodeId, TreePath};
@@ -172,6 +178,8 @@ pub struct Tree {
     pub max_lag: Option<Duration>,
     /// The node is unhealthy when it has not heard from the source for so long.
     pub max_contact_age: Option<Duration>,
+    /// How the local server is told of changes, in the order of the file; names are unique.
+    pub refresh: Vec<Refresh>,
 }
 
 /// What a node does with a tree.
@@ -255,9 +263,25 @@ impl Config {
     }
 
     /// The effective configuration with all defaults written out, in a fixed order; what is not set and has
-    /// no default is left out. [`Config::parse`] of it gives an equal configuration.
+    /// no default is left out. [`Config::parse`] of it gives an equal configuration, but for literal secrets
+    /// in headers, see [`Config::without_secrets`].
     pub fn to_toml(&self) -> String {
-        show::to_toml(self)
+        show::to_toml(&self.without_secrets())
+    }
+
+    /// The same with "(hidden)" in place of the literal values of headers such as Authorization, of which
+    /// reading a configuration warns.
+    pub fn without_secrets(&self) -> Self {
+        let mut config = self.clone();
+        for refresh in config.trees.iter_mut().flat_map(|tree| &mut tree.refresh) {
+            if let Action::Http(http) = &mut refresh.action {
+                *http = http.without_secrets();
+            }
+            if let Some(Verify { ask: Ask::Http(http), .. }) = &mut refresh.verify {
+                *http = http.without_secrets();
+            }
+        }
+        config
     }
 
     /// The keys that differ in `new` and that a running agent cannot take over.

@@ -45,6 +45,14 @@ fn nearly() -> impl Strategy<Value = String> {
         "tree",
         "node",
         "what",
+        "refresh",
+        "http",
+        "exec",
+        "systemd",
+        "signal",
+        "touch",
+        "verify",
+        "when",
     ]);
     let text = prop_oneof![
         any::<String>(),
@@ -70,6 +78,8 @@ fn nearly() -> impl Strategy<Value = String> {
             "a:b",
             "info",
             "x=debug",
+            "http://h/",
+            "https://[::1]:9/{tree}",
         ])
         .prop_map(String::from),
     ];
@@ -81,6 +91,9 @@ fn nearly() -> impl Strategy<Value = String> {
         2 => prop::collection::vec(text, 0..3).prop_map(|list| format!("[{}]", list.join(", "))),
         1 => Just("1.5".to_owned()),
         1 => Just("{ a = 1 }".to_owned()),
+        1 => Just("{ http = { url = \"http://h\", expect = [200], headers = { X-Token = \"s\" } } }".to_owned()),
+        1 => Just("{ url = \"https://h/{paths-json}\", headers = { a = { file = \"/a\" } } }".to_owned()),
+        1 => Just("{ signal = \"HUP\", unit = \"a.service\", verb = \"stop\" }".to_owned()),
         1 => Just("1979-05-27".to_owned()),
     ];
     let section = prop::sample::select(vec![
@@ -95,6 +108,8 @@ fn nearly() -> impl Strategy<Value = String> {
         "[tree]",
         "tree",
         "x.y",
+        "[tree.a.refresh]",
+        "tree.a.refresh.verify",
     ]);
     let keys = || prop::collection::btree_map(key.clone(), value.clone(), 0..8);
     let sections = prop::collection::btree_map(section, keys(), 0..6);
@@ -121,9 +136,73 @@ fn holds(text: &str) -> Result<(), TestCaseError> {
     prop_assert!(parsed.problems.is_sorted_by_key(|p| p.line));
     if let Some(config) = parsed.config {
         let again = Config::parse(&config.to_toml());
-        prop_assert_eq!(again.config, Some(config));
+        prop_assert_eq!(again.config, Some(config.without_secrets()));
     }
     Ok(())
+}
+
+/// A request of arbitrary values that are allowed; none of its headers is a secret.
+fn request(https: bool) -> impl Strategy<Value = Http> {
+    let value = prop_oneof![
+        "[ -~]{0,12}".prop_map(|s| Value::Literal(s.trim().into())),
+        "/[a-z]{1,9}".prop_map(|s| Value::File(s.into())),
+        "[a-z]{1,9}".prop_map(Value::Credential),
+    ];
+    let expect = prop_oneof![(100..600u16).prop_map(Expect::Code), (1..6u16).prop_map(Expect::Class)];
+    let headers = prop::collection::btree_map("x-[a-z]{1,5}", value, 0..3);
+    let (expects, body) = (prop::collection::vec(expect, 1..3), prop::option::of(any::<String>()));
+    let target = "/[a-z0-9/._~-]{0,9}(\\{generation\\})?(\\?[a-z0-9=&.{}]{0,9})?";
+    ("[a-z][a-z0-9]{0,9}", 1..=u16::MAX, target, headers, expects, body, any::<bool>()).prop_map(
+        move |(host, port, target, headers, expect, body, tls)| Http {
+            url: Url { https, host, port, target },
+            method: if tls { "PUT".into() } else { "GET".into() },
+            headers: headers.into_iter().collect(),
+            contains: body.clone().filter(|b| !b.is_empty()),
+            body,
+            expect,
+            ca: (https && tls).then(|| "/etc/ca".into()),
+            identity: (https && !tls).then(|| ("/etc/c".into(), "/etc/k".into())),
+        },
+    )
+}
+
+/// Refreshes of every kind.
+fn refreshes() -> impl Strategy<Value = Vec<Refresh>> {
+    let span = || (0..9_000u64, 0..1_000_000_000u32).prop_map(|(s, n)| Duration::new(s, n.max(1)));
+    let argv = || {
+        prop::collection::vec("[ -~ä\n]{0,9}", 0..3)
+            .prop_map(|rest| std::iter::once("/bin/x y".to_owned()).chain(rest).collect::<Vec<_>>())
+    };
+    let action = prop_oneof![
+        request(true).prop_map(Action::Http),
+        argv().prop_map(Action::Exec),
+        prop::sample::select(vec![Verb::Reload, Verb::Restart, Verb::Start, Verb::Stop])
+            .prop_map(|verb| Action::Systemd { verb, unit: "a@b-c.service".into() }),
+        Just(Action::Signal { signal: Signal::Usr2, to: SignalTo::PidFile("/run/a b".into()) }),
+        Just(Action::Signal { signal: Signal::Hup, to: SignalTo::Unit("a.service".into()) }),
+        Just(Action::Touch("/touched/\"here\"".into())),
+    ];
+    let policy = prop::sample::select(vec![OnFailure::Refresh, OnFailure::Alert, OnFailure::Rollback]);
+    let ask = prop_oneof![request(false).prop_map(Ask::Http), argv().prop_map(Ask::Exec)];
+    let verify = (ask, span(), span(), policy, 0..9u64).prop_map(|(ask, timeout, within, on_failure, n)| {
+        let refreshes = if on_failure == OnFailure::Refresh { n } else { 3 };
+        Verify { ask, timeout, within, on_failure, refreshes }
+    });
+    let one = (
+        action,
+        prop::collection::vec("[a-z*/!#]{0,5}[a-z]", 0..3),
+        span(),
+        span(),
+        span(),
+        prop::option::of(verify),
+    );
+    prop::collection::vec(one, 0..4).prop_map(|all| {
+        let refresh = |(i, (action, when, timeout, min_interval, retry_max, verify))| {
+            let name = format!("r{i}");
+            Refresh { name, when, action, timeout, min_interval, retry_max, verify }
+        };
+        all.into_iter().enumerate().map(refresh).collect()
+    })
 }
 
 /// A source and a mirror of arbitrary values that are allowed.
@@ -142,7 +221,7 @@ fn sound() -> impl Strategy<Value = Config> {
         (name, name, patterns(), patterns(), limit, any::<i64>(), any::<u64>(), prop::option::of(duration()));
     let hold = prop::option::of("[a-z][ -.0-~]{0,8}[a-z]");
     let roles = (duration(), duration(), hold, prop::option::of("/stage[ -.0-~ä]{0,8}"), any::<[bool; 4]>());
-    (common, roles).prop_map(|(c, (a, b, hold, staging, flags))| {
+    (common, roles, refreshes()).prop_map(|(c, (a, b, hold, staging, flags), refresh)| {
         let (one, two, exclude, include, max_delete, keep, keep_bytes, lag) = c;
         let mut config = config(SOURCE);
         let tree = Tree {
@@ -154,6 +233,7 @@ fn sound() -> impl Strategy<Value = Config> {
             keep_bytes,
             max_lag: lag,
             setid: flags[0],
+            refresh,
             ..config.trees[0].clone()
         };
         let source = SourceRole {

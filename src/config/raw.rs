@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 use super::problem::{Complaint, Problems, Severity, wrong};
 
 /// What all trees have.
-const TREE: [&str; 11] = [
+const TREE: [&str; 12] = [
     "path",
     "role",
     "exclude",
@@ -18,6 +18,7 @@ const TREE: [&str; 11] = [
     "keep-bytes",
     "max-lag",
     "max-contact-age",
+    "refresh",
 ];
 /// What only a source has.
 pub(super) const SOURCE_ONLY: [&str; 4] = ["allow", "settle", "settle-max", "hold-file"];
@@ -25,9 +26,23 @@ pub(super) const SOURCE_ONLY: [&str; 4] = ["allow", "settle", "settle-max", "hol
 pub(super) const MIRROR_ONLY: [&str; 7] =
     ["source", "source-id", "activate", "staging", "order", "drift", "adopt"];
 const BOTH_ROLES: [&str; 1] = ["scan-interval"];
+const REFRESH: [&str; 11] = [
+    "name",
+    "when",
+    "http",
+    "exec",
+    "systemd",
+    "signal",
+    "touch",
+    "timeout",
+    "min-interval",
+    "retry-max",
+    "verify",
+];
+const HTTP: [&str; 9] = ["url", "method", "headers", "body", "expect", "contains", "ca", "cert", "key"];
 
 /// The sections by name; the first is the file itself.
-const SECTIONS: [(&str, &[&[&str]]); 7] = [
+const SECTIONS: [(&str, &[&[&str]]); 13] = [
     ("", &[&["node", "listen", "tls", "cluster", "log", "tree", "state-dir"]]),
     ("node", &[&["id", "zone"]]),
     ("listen", &[&["data", "socket"]]),
@@ -35,6 +50,12 @@ const SECTIONS: [(&str, &[&[&str]]); 7] = [
     ("cluster", &[&["name", "store"]]),
     ("log", &[&["format", "level"]]),
     ("tree.NAME", &[&TREE, &BOTH_ROLES, &SOURCE_ONLY, &MIRROR_ONLY]),
+    ("[tree.NAME.refresh]", &[&REFRESH]),
+    ("tree.NAME.refresh.http", &[&HTTP]),
+    ("tree.NAME.refresh.http.headers.NAME", &[&["file", "credential"]]),
+    ("tree.NAME.refresh.systemd", &[&["verb", "unit"]]),
+    ("tree.NAME.refresh.signal", &[&["signal", "pid-file", "unit"]]),
+    ("tree.NAME.refresh.verify", &[&["http", "exec", "timeout", "within", "on-failure", "refreshes"]]),
 ];
 
 /// A table of the file, perhaps a missing one, and where its problems go.
@@ -68,9 +89,36 @@ impl<'a> Table<'a> {
 
     /// The tables in this one with their names, in the order of the file.
     pub(super) fn tables(&self) -> Vec<(&'a str, Table<'a>)> {
+        self.keys().into_iter().map(|key| (key, self.section(key))).collect()
+    }
+
+    /// The tables of a list of tables, `[[NAME]]`, in the order of the file; none when it is missing or something else.
+    pub(super) fn array_of_tables(&self, key: &str) -> Vec<Table<'a>> {
+        let Some((_, value)) = self.get(key) else {
+            return Vec::new();
+        };
+        let name = self.path(key);
+        let Some(list) = value.as_array() else {
+            self.error(key, wants("a list of tables", value).hint(format!("write [[{name}]]")));
+            return Vec::new();
+        };
+        let table = |(i, e): (usize, &'a toml::Spanned<DeValue<'a>>)| {
+            let (at, value) = (Some(e.span().start), e.get_ref());
+            let name = if list.len() == 1 { name.clone() } else { format!("{name}[{}]", i + 1) };
+            let entries = value.as_table();
+            if entries.is_none() {
+                self.problems.add(Severity::Error, at, name.clone(), wants("a table", value));
+            }
+            entries.map(|entries| Table { name, at, entries: Some(entries), problems: self.problems })
+        };
+        list.iter().enumerate().filter_map(table).collect()
+    }
+
+    /// The keys, in the order of the file.
+    pub(super) fn keys(&self) -> Vec<&'a str> {
         let mut keys: Vec<_> = self.entries.iter().flat_map(|e| e.keys()).collect();
         keys.sort_by_key(|key| key.span().start);
-        keys.into_iter().map(|key| (&**key.get_ref(), self.section(key.get_ref()))).collect()
+        keys.into_iter().map(|key| &**key.get_ref()).collect()
     }
 
     /// Complains of every key that does not belong in a section of the kind `section`.
@@ -130,27 +178,36 @@ impl<'a> Table<'a> {
         self.read(key, parse)
     }
 
-    /// A list; `None` when it is missing or an element is wrong, each noted in its own line.
+    /// A list of texts; `None` when it is missing or an element is wrong, each noted in its own line.
     pub(super) fn list<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<Vec<T>> {
+        self.elements(key, |value| {
+            value.as_str().ok_or_else(|| wants("a list of texts", value)).and_then(&parse)
+        })
+    }
+
+    /// [`Table::list`] of elements of any kind.
+    pub(super) fn elements<T>(
+        &self,
+        key: &str,
+        parse: impl Fn(&DeValue<'_>) -> Result<T, Complaint>,
+    ) -> Option<Vec<T>> {
         let (_, value) = self.get(key)?;
         let Some(list) = value.as_array() else {
             self.error(key, wants("a list", value).hint(format!("{key} = [\"…\", \"…\"]")));
             return None;
         };
         let element = |e: &toml::Spanned<DeValue<'_>>| {
-            let value = e.get_ref();
-            let read = value.as_str().ok_or_else(|| wants("a list of texts", value)).and_then(&parse);
             let note = |complaint| {
                 self.problems.add(Severity::Error, Some(e.span().start), self.path(key), complaint);
             };
-            read.map_err(note).ok()
+            parse(e.get_ref()).map_err(note).ok()
         };
         // all are looked at before the first wrong one ends it
         let elements: Vec<Option<T>> = list.iter().map(element).collect();
         elements.into_iter().collect()
     }
 
-    /// Notes an error at a key, or at the table when the key is missing.
+    /// Notes an error at a key, or at the table when the key is missing; an empty key means the table itself.
     pub(super) fn error(&self, key: &str, complaint: Complaint) {
         self.problems.add(Severity::Error, self.place(key), self.path(key), complaint);
     }
@@ -170,7 +227,10 @@ impl<'a> Table<'a> {
     }
 
     fn path(&self, key: &str) -> String {
-        let plain = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        if key.is_empty() {
+            return self.name.clone();
+        }
+        let plain = key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
         let key = if plain { key.to_owned() } else { format!("\"{key}\"") };
         if self.name.is_empty() { key } else { format!("{}.{key}", self.name) }
     }

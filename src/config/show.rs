@@ -5,8 +5,10 @@ use std::path::Path;
 
 use toml::Value;
 
+use super::refresh::{POLICIES, named};
 use super::{
-    Activate, Allow, Config, DriftPolicy, LogFormat, MirrorRole, Role, SourceRole, Store, Tree, amount,
+    Action, Activate, Allow, Ask, Config, DriftPolicy, Expect, Http, LogFormat, MirrorRole, OnFailure,
+    Refresh, Role, SignalTo, SourceRole, Store, Tree, amount, refresh as refreshes,
 };
 
 struct Lines(String);
@@ -64,7 +66,8 @@ pub(super) fn to_toml(config: &Config) -> String {
 fn tree(out: &mut Lines, tree: &Tree) {
     // a name may have dots, which outside of quotes part keys
     let quoted = tree.name.contains('.');
-    out.section(&if quoted { format!("tree.\"{}\"", tree.name) } else { format!("tree.{}", tree.name) });
+    let name = if quoted { format!("tree.\"{}\"", tree.name) } else { format!("tree.{}", tree.name) };
+    out.section(&name);
     out.set("path", path(&tree.path));
     match &tree.role {
         Role::Source(role) => source(out, role),
@@ -79,6 +82,81 @@ fn tree(out: &mut Lines, tree: &Tree) {
     out.set("keep-bytes", amount::size_text(tree.keep_bytes));
     out.set_if("max-lag", tree.max_lag.map(amount::duration_text));
     out.set_if("max-contact-age", tree.max_contact_age.map(amount::duration_text));
+    for one in &tree.refresh {
+        out.section(&format!("[{name}.refresh]"));
+        refresh(out, one);
+    }
+}
+
+fn refresh(out: &mut Lines, refresh: &Refresh) {
+    out.set("name", refresh.name.as_str());
+    out.set("when", refresh.when.clone());
+    let action = match &refresh.action {
+        Action::Http(request) => http(request),
+        Action::Exec(argv) => argv.clone().into(),
+        Action::Systemd { verb, unit } => {
+            table([("verb", verb.as_str().into()), ("unit", unit.clone().into())])
+        }
+        Action::Signal { signal, to } => {
+            let to = match to {
+                SignalTo::PidFile(file) => ("pid-file", path(file).into()),
+                SignalTo::Unit(unit) => ("unit", unit.clone().into()),
+            };
+            table([("signal", signal.as_str().into()), to])
+        }
+        Action::Touch(file) => path(file).into(),
+    };
+    out.set(refresh.action.kind(), action);
+    out.set("timeout", amount::duration_text(refresh.timeout));
+    out.set("min-interval", amount::duration_text(refresh.min_interval));
+    out.set("retry-max", amount::duration_text(refresh.retry_max));
+    let Some(verify) = &refresh.verify else { return };
+    let ask = match &verify.ask {
+        Ask::Http(request) => ("http", http(request)),
+        Ask::Exec(argv) => ("exec", argv.clone().into()),
+    };
+    let mut fields = vec![
+        ask,
+        ("timeout", amount::duration_text(verify.timeout).into()),
+        ("within", amount::duration_text(verify.within).into()),
+        ("on-failure", named(&POLICIES, verify.on_failure).into()),
+    ];
+    if verify.on_failure == OnFailure::Refresh {
+        fields.push(("refreshes", Value::Integer(i64::try_from(verify.refreshes).unwrap_or(i64::MAX))));
+    }
+    out.set("verify", table(fields));
+}
+
+fn http(request: &Http) -> Value {
+    let header = |(name, value): &(String, refreshes::Value)| {
+        let value = match value {
+            refreshes::Value::Literal(text) => text.clone().into(),
+            refreshes::Value::File(file) => table([("file", path(file).into())]),
+            refreshes::Value::Credential(name) => table([("credential", name.clone().into())]),
+        };
+        (name.clone(), value)
+    };
+    let expect = |expect: &Expect| match expect {
+        Expect::Code(code) => Value::Integer((*code).into()),
+        class => class.to_string().into(),
+    };
+    let mut fields = vec![("url", request.url.to_string().into()), ("method", request.method.clone().into())];
+    fields.push(("headers", Value::Table(request.headers.iter().map(header).collect())));
+    fields.push(("expect", Value::Array(request.expect.iter().map(expect).collect())));
+    let optional = [
+        ("body", request.body.clone()),
+        ("contains", request.contains.clone()),
+        ("ca", request.ca.as_deref().map(path)),
+        ("cert", request.identity.as_ref().map(|(cert, _)| path(cert))),
+        ("key", request.identity.as_ref().map(|(_, key)| path(key))),
+    ];
+    fields.extend(optional.into_iter().filter_map(|(key, value)| Some((key, value?.into()))));
+    table(fields)
+}
+
+/// A table in one line.
+fn table(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    Value::Table(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 fn source(out: &mut Lines, role: &SourceRole) {

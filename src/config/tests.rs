@@ -13,7 +13,7 @@ role = "source"
 allow = ["*"]
 "#;
 
-const MIRROR: &str = r#"
+pub(super) const MIRROR: &str = r#"
 [node]
 id = "b"
 [tree.t]
@@ -23,7 +23,7 @@ source = "unix:/run/a.sock"
 "#;
 
 /// `LINE KEY WHAT` of each problem, warnings with a `?` before.
-fn problems(text: &str) -> Vec<String> {
+pub(super) fn problems(text: &str) -> Vec<String> {
     let line = |p: &Problem| {
         let severity = if p.severity == Severity::Warning { "?" } else { "" };
         format!("{severity}{} {} {}", p.line.unwrap_or(0), p.key, p.what)
@@ -33,7 +33,7 @@ fn problems(text: &str) -> Vec<String> {
 
 /// The text has exactly one problem, which contains all of `parts` in its printed form.
 #[track_caller]
-fn one(text: &str, parts: &[&str]) {
+pub(super) fn one(text: &str, parts: &[&str]) {
     let parsed = Config::parse(text);
     let said: Vec<String> = parsed.problems.iter().map(ToString::to_string).collect();
     assert_eq!(said.len(), 1, "{said:#?}");
@@ -50,7 +50,7 @@ pub(super) fn config(text: &str) -> Config {
     parsed.config.unwrap()
 }
 
-fn samples() -> Vec<(String, String)> {
+pub(super) fn samples() -> Vec<(String, String)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/config");
     let read = |e: std::io::Result<std::fs::DirEntry>| {
         let path = e.unwrap().path();
@@ -82,7 +82,9 @@ fn what_the_example_has_commented_out_is_known_too() {
     let uncommented: String = EXAMPLE
         .lines()
         .map(|line| match line.strip_prefix('#') {
-            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => {
+                format!("{rest}\n")
+            }
             _ => format!("{line}\n"),
         })
         .collect();
@@ -130,6 +132,7 @@ fn what_is_not_said_has_the_documented_default() {
         keep_bytes: 10 << 30,
         max_lag: None,
         max_contact_age: None,
+        refresh: Vec::new(),
     };
     assert_eq!(c.trees, std::slice::from_ref(&tree));
     let role = MirrorRole {
@@ -186,6 +189,7 @@ fn every_key_is_read_into_its_place() {
         keep_bytes: 1_000_000,
         max_lag: Some(Duration::from_millis(120_500)),
         max_contact_age: Some(Duration::from_secs(3600)),
+        refresh: Vec::new(),
     };
     assert_eq!(c.trees[1], assets);
 }

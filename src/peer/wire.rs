@@ -145,8 +145,7 @@ pub(super) fn clip(report: &mut Report) {
     let others = [error, report.zone.as_mut(), Some(&mut report.version)];
     let marks = [&mut report.paused, &mut report.drained].into_iter().filter_map(Option::as_mut);
     let marks = marks.flat_map(|m| [Some(&mut m.who), m.reason.as_mut()]);
-    let refresh =
-        report.refresh.as_mut().map(|r| [r.action.as_mut(), r.error.as_mut().map(|e| &mut e.what)]);
+    let refresh = report.refresh.as_mut().map(|r| [r.action.as_mut(), r.error.as_mut().map(|e| &mut e.what)]);
     let optional = others.into_iter().chain(marks).chain(refresh.into_iter().flatten()).flatten();
     report.faults.truncate(REPORT_FAULTS);
     for text in plan.into_iter().flatten().chain(optional).chain(&mut report.faults) {

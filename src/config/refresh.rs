@@ -1,0 +1,608 @@
+//! `[[tree.NAME.refresh]]`: how the local server is told of a change, and asked whether it sees it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, Method, Uri};
+use toml::de::DeValue;
+
+use super::problem::{Complaint, wrong};
+use super::raw::{Table, wants};
+use super::value::{self, Read};
+use super::{Tree, amount};
+use crate::model::TreePath;
+use crate::plan::Verdict;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(10);
+const WITHIN: Duration = Duration::from_secs(30);
+const REFRESHES: u64 = 3;
+/// What `config show` writes instead of a secret.
+pub(super) const HIDDEN: &str = "(hidden)";
+
+/// One refresh: what is done, for which changes, and how it is seen that it worked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refresh {
+    /// Names it in status and log; unique in its tree.
+    pub name: String,
+    /// gitignore patterns against the changed paths; empty: every change.
+    pub when: Vec<String>,
+    /// How the server is told.
+    pub action: Action,
+    /// How long telling may take; longer than 0.
+    pub timeout: Duration,
+    /// At least so long from one beginning to the next; may be 0.
+    pub min_interval: Duration,
+    /// The longest wait between two attempts; longer than 0.
+    pub retry_max: Duration,
+    /// How the server is asked; `None`: that it was told is enough.
+    pub verify: Option<Verify>,
+}
+
+/// How a server is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// A request.
+    Http(Http),
+    /// A program with its arguments, without a shell; the program's path is absolute.
+    Exec(Vec<String>),
+    /// `systemctl VERB UNIT`.
+    Systemd {
+        /// What is done with it.
+        verb: Verb,
+        /// With its suffix.
+        unit: String,
+    },
+    /// A signal.
+    Signal {
+        /// Which.
+        signal: Signal,
+        /// To whom.
+        to: SignalTo,
+    },
+    /// A file whose modification time is set to now, and that is made when it is missing.
+    Touch(PathBuf),
+}
+
+/// What is done with a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// It reads its configuration again.
+    Reload,
+    /// It is stopped and started.
+    Restart,
+    /// It is started.
+    Start,
+    /// It is stopped.
+    Stop,
+}
+
+/// A signal that servers take for an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "their names say it")]
+pub enum Signal {
+    Hup,
+    Int,
+    Quit,
+    Usr1,
+    Usr2,
+    Term,
+    Winch,
+    Cont,
+}
+
+/// Who gets a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SignalTo {
+    /// The process whose id is in this file.
+    PidFile(PathBuf),
+    /// The main process of this unit.
+    Unit(String),
+}
+
+/// A request, and which answer is a good one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Where to.
+    pub url: Url,
+    /// In upper case.
+    pub method: String,
+    /// By name, each once, in lower case.
+    pub headers: Vec<(String, Value)>,
+    /// A template.
+    pub body: Option<String>,
+    /// The statuses of a good answer, at least one.
+    pub expect: Vec<Expect>,
+    /// A template of what the first MiB of a good answer's body holds.
+    pub contains: Option<String>,
+    /// The CA of the server, PEM; `None` for the system's. Only with https.
+    pub ca: Option<PathBuf>,
+    /// Certificate and key of the client, PEM. Only with https.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// An address of http or https. Printed as it is written, the port left out where it is the usual one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    /// Over TLS.
+    pub https: bool,
+    /// A name or an address; an IPv6 address without brackets.
+    pub host: String,
+    /// Not 0.
+    pub port: u16,
+    /// Path and query, beginning with `/`; a template.
+    pub target: String,
+}
+
+/// The value of a header.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Value {
+    /// As the configuration has it.
+    Literal(String),
+    /// What this file holds at each attempt, without the line's end.
+    File(PathBuf),
+    /// The same of systemd's credential of this name.
+    Credential(String),
+}
+
+/// A status, or all of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// 100 to 599.
+    Code(u16),
+    /// 1 to 5: `2xx` is 2.
+    Class(u16),
+}
+
+/// How a server is asked whether it sees the change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verify {
+    /// How it is asked.
+    pub ask: Ask,
+    /// How long one answer may take; longer than 0.
+    pub timeout: Duration,
+    /// It is asked again for so long before it has failed; may be 0.
+    pub within: Duration,
+    /// What then.
+    pub on_failure: OnFailure,
+    /// With [`OnFailure::Refresh`]: how often the server is told again before that slows down.
+    pub refreshes: u64,
+}
+
+/// How a server is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ask {
+    /// A request whose answer must be a good one.
+    Http(Http),
+    /// A program that must end with 0.
+    Exec(Vec<String>),
+}
+
+/// What a failed verify leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// The server is told again.
+    #[default]
+    Refresh,
+    /// It is shown, and the server asked now and then.
+    Alert,
+    /// The same, and this node goes back to the generation before.
+    Rollback,
+}
+
+pub(super) const VERBS: [(&str, Verb); 4] =
+    [("reload", Verb::Reload), ("restart", Verb::Restart), ("start", Verb::Start), ("stop", Verb::Stop)];
+pub(super) const SIGNALS: [(&str, Signal); 8] = [
+    ("HUP", Signal::Hup),
+    ("INT", Signal::Int),
+    ("QUIT", Signal::Quit),
+    ("USR1", Signal::Usr1),
+    ("USR2", Signal::Usr2),
+    ("TERM", Signal::Term),
+    ("WINCH", Signal::Winch),
+    ("CONT", Signal::Cont),
+];
+pub(super) const POLICIES: [(&str, OnFailure); 3] =
+    [("refresh", OnFailure::Refresh), ("alert", OnFailure::Alert), ("rollback", OnFailure::Rollback)];
+const ACTIONS: [&str; 5] = ["http", "exec", "systemd", "signal", "touch"];
+
+pub(super) fn named<T: Copy + PartialEq>(words: &[(&'static str, T)], of: T) -> &'static str {
+    words.iter().find(|(_, meaning)| *meaning == of).map_or("", |(word, _)| word)
+}
+
+impl Verb {
+    /// As systemctl takes it.
+    pub fn as_str(self) -> &'static str {
+        named(&VERBS, self)
+    }
+}
+
+impl Signal {
+    /// Without `SIG`.
+    pub fn as_str(self) -> &'static str {
+        named(&SIGNALS, self)
+    }
+}
+
+impl Action {
+    /// The key in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Http(_) => "http",
+            Self::Exec(_) => "exec",
+            Self::Systemd { .. } => "systemd",
+            Self::Signal { .. } => "signal",
+            Self::Touch(_) => "touch",
+        }
+    }
+}
+
+impl Expect {
+    /// Whether a status is meant.
+    pub fn matches(self, status: u16) -> bool {
+        match self {
+            Self::Code(code) => code == status,
+            Self::Class(class) => status / 100 == class,
+        }
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "{code}"),
+            Self::Class(class) => write!(f, "{class}xx"),
+        }
+    }
+}
+
+impl Url {
+    /// Host and port as the `Host` header has them.
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let usual = if self.https { 443 } else { 80 };
+        if self.port == usual { host } else { format!("{host}:{}", self.port) }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.target)
+    }
+}
+
+/// A literal may be a secret, and `{:?}` ends up in logs.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Literal(_) => write!(f, "Literal(..)"),
+            Self::File(path) => write!(f, "File({path:?})"),
+            Self::Credential(name) => write!(f, "Credential({name:?})"),
+        }
+    }
+}
+
+/// Whether the value of a header of this name (in lower case) is probably a secret.
+pub(super) fn is_secret(header: &str) -> bool {
+    let marks = ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey", "auth-key"];
+    marks.iter().any(|mark| header.contains(mark))
+}
+
+impl Http {
+    /// With [`HIDDEN`] instead of literal secrets.
+    pub(super) fn without_secrets(&self) -> Self {
+        let hide = |(name, value): &(String, Value)| match value {
+            Value::Literal(_) if is_secret(name) => (name.clone(), Value::Literal(HIDDEN.into())),
+            value => (name.clone(), value.clone()),
+        };
+        Self { headers: self.headers.iter().map(hide).collect(), ..self.clone() }
+    }
+}
+
+/// All refreshes of a tree.
+pub(super) fn read(t: &Table<'_>) -> Option<Vec<Refresh>> {
+    let tables = t.array_of_tables("refresh");
+    let read: Vec<Option<Refresh>> = tables.iter().map(refresh).collect();
+    for (i, one) in read.iter().enumerate() {
+        let Some(one) = one else { continue };
+        if read[..i].iter().flatten().any(|other| other.name == one.name) {
+            let hint = "a name of its own, such as name = \"carbon\"";
+            tables[i].error("name", wrong(format!("another refresh is called `{}`", one.name)).hint(hint));
+        }
+    }
+    read.into_iter().collect()
+}
+
+fn refresh(t: &Table<'_>) -> Option<Refresh> {
+    t.known("[tree.NAME.refresh]");
+    let given: Vec<&str> = ACTIONS.into_iter().filter(|key| t.has(key)).collect();
+    // each is looked at, so that all that is wrong shows at once
+    let actions: Vec<Option<Action>> = given.iter().map(|key| action(t, key)).collect();
+    match given[..] {
+        [] => t.error("", wrong(format!("says nothing to do: one of {}", ACTIONS.join(", ")))),
+        [_] => {}
+        [first, second, ..] => {
+            t.error(second, wrong(format!("there is {first} already")).hint("one [[…refresh]] for each"));
+        }
+    }
+    let name = t.read("name", value::named);
+    let when = t.list("when", value::exclude).unwrap_or_default();
+    let timeout = t.read("timeout", amount::period).unwrap_or(TIMEOUT);
+    let min_interval = t.read("min-interval", amount::duration).unwrap_or_default();
+    let retry_max = t.read("retry-max", amount::period).unwrap_or(RETRY_MAX);
+    let verify = if t.has("verify") { Some(verify(&t.section("verify"))) } else { None };
+    let action = actions.into_iter().next()??;
+    let name = name.unwrap_or_else(|| action.kind().to_owned());
+    let verify = match verify {
+        None => None,
+        Some(verify) => Some(verify?),
+    };
+    Some(Refresh { name, when, action, timeout, min_interval, retry_max, verify })
+}
+
+fn action(t: &Table<'_>, key: &str) -> Option<Action> {
+    match key {
+        "http" => http(&t.section("http"), "POST").map(Action::Http),
+        "exec" => exec(t).map(Action::Exec),
+        "systemd" => {
+            let t = t.section("systemd");
+            t.known("tree.NAME.refresh.systemd");
+            let verb = t.need("verb", "\"reload\", \"restart\", \"start\" or \"stop\"", value::word(&VERBS));
+            let unit = t.need("unit", "such as \"tomcat.service\"", unit);
+            Some(Action::Systemd { verb: verb?, unit: unit? })
+        }
+        "signal" => send(&t.section("signal")),
+        _ => t.read("touch", value::absolute).map(Action::Touch),
+    }
+}
+
+fn send(t: &Table<'_>) -> Option<Action> {
+    t.known("tree.NAME.refresh.signal");
+    let read = |v: &DeValue<'_>| {
+        let text = value::text(v)?;
+        let plain = text.strip_prefix("SIG").unwrap_or(&text);
+        value::word(&SIGNALS)(&DeValue::String(plain.into()))
+    };
+    let signal = t.need("signal", "such as \"HUP\"", read);
+    let file = t.read("pid-file", value::absolute).map(SignalTo::PidFile);
+    let of = t.read("unit", unit).map(SignalTo::Unit);
+    match (t.has("pid-file"), t.has("unit")) {
+        (true, true) => t.error("unit", wrong("there is a pid-file already").hint("choose one")),
+        (false, false) => t.error("pid-file", wrong("is missing").hint("or unit: who gets the signal")),
+        _ => {}
+    }
+    Some(Action::Signal { signal: signal?, to: file.or(of)? })
+}
+
+fn unit(v: &DeValue<'_>) -> Read<String> {
+    let text = value::text(v)?;
+    let known = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    let sound = text.len() <= 255 && text.bytes().all(known) && !text.starts_with(['-', '.']);
+    if sound && text.rsplit_once('.').is_some_and(|(name, kind)| !name.is_empty() && !kind.is_empty()) {
+        return Ok(text);
+    }
+    Err(wrong(format!("`{text}` is not the name of a unit")).hint("with its suffix: \"tomcat.service\""))
+}
+
+fn exec(t: &Table<'_>) -> Option<Vec<String>> {
+    let argument = |text: &str| match text.contains('\0') {
+        true => Err(wrong("an argument cannot hold a NUL")),
+        false => Ok(text.to_owned()),
+    };
+    let argv = t.list("exec", argument)?;
+    match argv.first() {
+        Some(program) if program.starts_with('/') => Some(argv),
+        first => {
+            let what =
+                first.map_or("names no program".to_owned(), |p| format!("`{p}` is not an absolute path"));
+            t.error(
+                "exec",
+                wrong(what).hint("[\"/usr/local/bin/redeploy\", \"argument\"]; there is no shell"),
+            );
+            None
+        }
+    }
+}
+
+fn verify(t: &Table<'_>) -> Option<Verify> {
+    t.known("tree.NAME.refresh.verify");
+    let http = t.has("http").then(|| http(&t.section("http"), "GET"));
+    let exec = t.has("exec").then(|| exec(t));
+    match (&http, &exec) {
+        (Some(_), Some(_)) => t.error("exec", wrong("there is http already").hint("choose one")),
+        (None, None) => t.error("", wrong("says not how to ask: http or exec")),
+        _ => {}
+    }
+    let timeout = t.read("timeout", amount::period).unwrap_or(VERIFY_TIMEOUT);
+    let within = t.read("within", amount::duration).unwrap_or(WITHIN);
+    let on_failure = t.read("on-failure", value::word(&POLICIES)).unwrap_or_default();
+    let refreshes = t.read("refreshes", value::count).unwrap_or(REFRESHES);
+    if on_failure != OnFailure::Refresh && t.has("refreshes") {
+        t.warning("refreshes", wrong("has no effect without on-failure = \"refresh\""));
+    }
+    let ask = http.flatten().map(Ask::Http).or_else(|| exec.flatten().map(Ask::Exec));
+    // as it is shown, where it has an effect only
+    let refreshes = if on_failure == OnFailure::Refresh { refreshes } else { REFRESHES };
+    Some(Verify { ask: ask?, timeout, within, on_failure, refreshes })
+}
+
+fn http(t: &Table<'_>, method: &str) -> Option<Http> {
+    t.known("tree.NAME.refresh.http");
+    let address = t.need("url", "such as \"http://localhost:8080/refresh\"", url);
+    let method = t.read("method", verb).unwrap_or_else(|| method.to_owned());
+    let headers = if t.has("headers") { headers(&t.section("headers")) } else { Some(Vec::new()) };
+    let body = t.read("body", value::text);
+    let expect = match t.has("expect") {
+        true => t.elements("expect", expect),
+        false => Some(vec![Expect::Class(2)]),
+    };
+    if expect.as_ref().is_some_and(Vec::is_empty) {
+        t.error("expect", wrong("no answer would be a good one").hint("leave it out for [\"2xx\"]"));
+    }
+    let contains = t.read("contains", |v| match value::text(v)? {
+        text if text.is_empty() => Err(wrong("is empty: every answer contains that")),
+        text => Ok(text),
+    });
+    let ca = t.read("ca", value::absolute);
+    let (cert, key) = (t.read("cert", value::absolute), t.read("key", value::absolute));
+    for (one, other) in [("cert", "key"), ("key", "cert")] {
+        if t.has(one) && !t.has(other) {
+            t.error(one, wrong(format!("is nothing without {other}")));
+        }
+    }
+    for key in ["ca", "cert", "key"] {
+        if t.has(key) && address.as_ref().is_some_and(|url| !url.https) {
+            t.error(key, wrong("is for https, and the url begins with http:"));
+        }
+    }
+    let identity = cert.zip(key);
+    Some(Http { url: address?, method, headers: headers?, body, expect: expect?, contains, ca, identity })
+}
+
+fn verb(v: &DeValue<'_>) -> Read<String> {
+    let text = value::text(v)?;
+    let sound = Method::from_bytes(text.as_bytes()).is_ok() && text.bytes().all(|b| b.is_ascii_uppercase());
+    if sound && text != "CONNECT" {
+        return Ok(text);
+    }
+    Err(wrong(format!("`{text}` is not a method")).hint("in upper case: \"POST\", \"GET\", \"PUT\""))
+}
+
+fn url(v: &DeValue<'_>) -> Read<Url> {
+    let text = value::text(v)?;
+    let bad = |why: &str| wrong(format!("`{text}` {why}")).hint("http://host:port/path or https://…");
+    // the secret would be in this message, too
+    let userinfo = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
+    if userinfo.is_some_and(|authority| authority.contains('@')) {
+        let hint = "headers = { Authorization = { file = \"/path\" } }";
+        return Err(wrong("has a user or a password in it, where they would be logged").hint(hint));
+    }
+    if text.contains("{paths") {
+        return Err(bad("has the changed paths in it; they belong in the body"));
+    }
+    if text.contains('#') {
+        return Err(bad("has a `#` in it, which no server gets to see"));
+    }
+    // what is filled in has letters that may stand in an address
+    let filled = ["{tree}", "{generation}", "{node}"].iter().fold(text.clone(), |t, key| t.replace(key, "x"));
+    let uri: Uri = filled.parse().map_err(|_| bad("is not an address"))?;
+    let https = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(bad("does not begin with http:// or https://")),
+    };
+    let authority = text.split_once("://").map(|(_, rest)| rest.split(['/', '?']).next().unwrap_or(rest));
+    let authority = authority.unwrap_or_default();
+    let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16());
+    let named_port = authority.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+    if host.is_empty() || authority.contains('{') || (named_port && port.is_none_or(|port| port == 0)) {
+        return Err(bad("has no host, or no sound port"));
+    }
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let rest = text.split_once("://").map_or("", |(_, rest)| &rest[authority.len()..]);
+    let target = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+    Ok(Url { https, host, port: port.unwrap_or(if https { 443 } else { 80 }), target })
+}
+
+fn expect(v: &DeValue<'_>) -> Read<Expect> {
+    let bad = |text: &dyn fmt::Display| wrong(format!("`{text}` is not a status")).hint("[200, \"2xx\"]");
+    match v {
+        DeValue::Integer(number) => match value::count(v)? {
+            code @ 100..=599 => Ok(Expect::Code(u16::try_from(code).unwrap_or(0))),
+            _ => Err(bad(number)),
+        },
+        DeValue::String(text) => match text.as_bytes() {
+            [class @ b'1'..=b'5', b'x', b'x'] => Ok(Expect::Class(u16::from(class - b'0'))),
+            _ => Err(bad(text)),
+        },
+        _ => Err(wants("a list of statuses", v).hint("[200, \"2xx\"]")),
+    }
+}
+
+fn headers(t: &Table<'_>) -> Option<Vec<(String, Value)>> {
+    let mut read: Vec<(String, Value)> = Vec::new();
+    let mut sound = true;
+    for name in t.keys() {
+        let one = header(t, name);
+        let lower = name.to_ascii_lowercase();
+        if read.iter().any(|(other, _)| *other == lower) {
+            t.error(name, wrong("is there twice: the names of headers are the same in any case"));
+        }
+        sound &= one.is_some();
+        read.extend(one.map(|value| (lower, value)));
+    }
+    read.sort_by(|a, b| a.0.cmp(&b.0));
+    sound.then_some(read)
+}
+
+fn header(t: &Table<'_>, name: &str) -> Option<Value> {
+    let lower = name.to_ascii_lowercase();
+    if HeaderName::from_bytes(lower.as_bytes()).is_err() {
+        t.error(name, wrong("is not the name of a header"));
+        return None;
+    }
+    if ["content-length", "transfer-encoding", "connection", "upgrade", "expect", "te"].contains(&&*lower) {
+        t.error(name, wrong("is set by the program"));
+        return None;
+    }
+    let literal = |v: &DeValue<'_>| -> Read<Option<String>> {
+        match v {
+            DeValue::Table(_) => Ok(None),
+            _ => {
+                let hint = "text, or { file = \"/path\" } or { credential = \"name\" }";
+                let text = value::text(v).map_err(|e: Complaint| e.hint(hint))?;
+                // a bad value is not quoted, for it may be a secret
+                HeaderValue::from_str(&text).map_err(|_| wrong("cannot be the value of a header"))?;
+                Ok(Some(text))
+            }
+        }
+    };
+    if let Some(text) = t.read(name, literal)? {
+        if is_secret(&lower) {
+            let what = if text == HIDDEN {
+                "is what `config show` writes instead of a secret, not the secret"
+            } else {
+                "looks like a secret, and everybody who may read the configuration may read it"
+            };
+            t.warning(name, wrong(what).hint("{ file = \"/path\" } or { credential = \"name\" }"));
+        }
+        return Some(Value::Literal(text));
+    }
+    let t = t.section(name);
+    t.known("tree.NAME.refresh.http.headers.NAME");
+    let file = t.read("file", value::absolute).map(Value::File);
+    let credential = |v: &DeValue<'_>| {
+        let text = value::text(v)?;
+        let known = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let sound =
+            !text.is_empty() && text.len() <= 255 && text.bytes().all(known) && !text.starts_with('.');
+        if sound { Ok(text) } else { Err(wrong("is not the name of a credential")) }
+    };
+    let credential = t.read("credential", credential).map(Value::Credential);
+    if t.has("file") == t.has("credential") {
+        t.error("", wrong("wants either a file or a credential"));
+        return None;
+    }
+    file.or(credential)
+}
+
+/// What is touched must not be part of the tree: each refresh would be the next change.
+pub(super) fn outside(t: &Table<'_>, tree: &Tree) {
+    for (table, refresh) in t.array_of_tables("refresh").iter().zip(&tree.refresh) {
+        let Action::Touch(path) = &refresh.action else { continue };
+        let Ok(inside) = path.strip_prefix(&tree.path) else { continue };
+        let part = TreePath::new(std::os::unix::ffi::OsStrExt::as_bytes(inside.as_os_str()));
+        let excluded = |part: &TreePath| match tree.filter() {
+            Ok(filter) => matches!(filter.explain(part, false), Verdict::ExcludedBy(_)),
+            Err(_) => true,
+        };
+        if part.is_ok_and(|part| part.is_root() || !excluded(&part)) {
+            let what =
+                format!("`{}` is part of the tree: touching it would be the next change", path.display());
+            table.error("touch", wrong(what).hint("a file outside of it, or one that `exclude` names"));
+        }
+    }
+}
