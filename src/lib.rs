@@ -8,7 +8,7 @@
 //! | 0 | [`error`], [`model`] | pure |
 //! | 1 | [`config`], [`plan`], [`lag`] | pure |
 //! | 2 | [`disk`] below [`scan`], [`watch`] and [`apply`] | blocking I/O |
-//! | 3 | [`peer`] | async: what crosses the network |
+//! | 3 | [`peer`], [`refresh`] | async: what crosses the network, what the local server is told |
 //! | 4 | [`agent`], [`serve`] | what a command or a role does, from those parts |
 //! | 5 | [`cli`] | arguments, output, exit codes |
 
@@ -24,6 +24,7 @@ pub mod lag;
 pub mod model;
 pub mod peer;
 pub mod plan;
+pub mod refresh;
 pub mod scan;
 pub mod serve;
 pub mod watch;

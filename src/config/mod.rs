@@ -28,6 +28,7 @@ use std::time::Duration;
 
 pub use amount::{Size, Span};
 pub use problem::{Parsed, Problem, Severity};
+pub(crate) use refresh::is_secret;
 pub use refresh::{
     Action, Ask, Expect, Http, OnFailure, Refresh, Signal, SignalTo, Url, Value, Verb, Verify,
 };

@@ -212,6 +212,13 @@ pub(super) fn named<T: Copy + PartialEq>(words: &[(&'static str, T)], of: T) -> 
     words.iter().find(|(_, meaning)| *meaning == of).map_or("", |(word, _)| word)
 }
 
+impl Refresh {
+    /// `when` as lines of gitignore.
+    pub fn patterns(&self) -> Vec<String> {
+        self.when.iter().map(|pattern| value::exclude_line(pattern)).collect()
+    }
+}
+
 impl Verb {
     /// As systemctl takes it.
     pub fn as_str(self) -> &'static str {
@@ -286,7 +293,7 @@ impl fmt::Debug for Value {
 }
 
 /// Whether the value of a header of this name (in lower case) is probably a secret.
-pub(super) fn is_secret(header: &str) -> bool {
+pub(crate) fn is_secret(header: &str) -> bool {
     let marks = ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey", "auth-key"];
     marks.iter().any(|mark| header.contains(mark))
 }

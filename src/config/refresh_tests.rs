@@ -134,7 +134,7 @@ fn a_refresh_is_a_list_of_tables_with_one_action_each() {
     );
     one(&with("exec = [\"/x\"]\ntim-out = 1"), &["did you mean `timeout`?"]);
     one(&with("exec = [\"/x\"]\nurl = 1"), &["it belongs in [tree.NAME.refresh.http]"]);
-    one(&format!("{SOURCE}min-interval = 1\n"), &["it belongs in [[tree.NAME.refresh]]"]);
+    one(&format!("{SOURCE}retry-max = 1\n"), &["it belongs in [[tree.NAME.refresh]]"]);
     let both = "exec = [\"/x\"]\nverify = { exec = [\"/y\"], on-failure = \"alert\", refreshes = 1 }";
     one(&with(both), &["warning: tree.t.refresh.verify.refreshes", "no effect"]);
 }

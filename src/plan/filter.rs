@@ -79,6 +79,14 @@ impl Filter {
         matcher.matched(Path::new(OsStr::from_bytes(&path)), is_dir).is_ignore()
     }
 
+    /// Whether the patterns mean `path`, or else the nearest of its parents that one of them names: a pattern with
+    /// `!` takes out again what lies in a directory that is meant.
+    pub fn means(&self, path: &TreePath, is_dir: bool) -> bool {
+        let os = Path::new(OsStr::from_bytes(path.as_bytes()));
+        let matcher = self.matcher.as_ref().filter(|_| !path.is_root());
+        matcher.is_some_and(|m| m.matched_path_or_any_parents(os, is_dir).is_ignore())
+    }
+
     /// Why `path` is in or out, its parents included.
     pub fn explain(&self, path: &TreePath, is_dir: bool) -> Verdict {
         let mut verdict = Verdict::Included;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FLOORS: [(&str, u32); 14] = [
+const FLOORS: [(&str, u32); 15] = [
     ("error", 0),
     ("model", 0),
     ("config", 1),
@@ -13,6 +13,7 @@ const FLOORS: [(&str, u32); 14] = [
     ("watch", 2),
     ("apply", 2),
     ("peer", 3),
+    ("refresh", 3),
     ("serve", 4),
     ("fuzz", 4),
     ("agent", 4),

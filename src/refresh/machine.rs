@@ -1,0 +1,469 @@
+//! What is to be told to the server, and when: a pure state machine, so that every interleaving of changes,
+//! outcomes and crashes can be tried. Time comes in, jobs and a value to persist come out.
+//!
+//! The promise: when nothing is open and `complete` is a generation, every rule that its changes concern
+//! succeeded (and its verify agreed) in an attempt that *began* after the last change. So an attempt that a change
+//! overtakes counts for nothing, and all rules that the changes since the last completion concern begin anew.
+//!
+//! All rules are told in their order, then all are asked in their order. While a change is being put in place
+//! nothing new begins: the server would be told of half a change.
+
+use super::changed::Changed;
+use super::saved::{Fault, Pending, Progress, Saved};
+use crate::config::OnFailure;
+use crate::model::{GenId, RefreshState, RefreshStatus, Trouble};
+use crate::plan::Filter;
+
+/// The first wait after a failure, in milliseconds.
+const FIRST_RETRY: u64 = 1000;
+/// The first and the longest wait between two questions, in milliseconds.
+const ASK_AGAIN: (u64, u64) = (200, 5000);
+
+/// Both clocks, in milliseconds: since the boot, and (across restarts, of this host only) since 1970.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    pub boot: u64,
+    pub wall: i64,
+}
+
+/// What the machine needs of a refresh. All durations in milliseconds.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub name: String,
+    /// Tells this configuration of the rule from others.
+    pub print: String,
+    pub when: Option<Filter>,
+    pub min_interval: u64,
+    pub retry_max: u64,
+    pub verify: Option<Verify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verify {
+    pub within: u64,
+    pub on_failure: OnFailure,
+    pub refreshes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// The server is told.
+    Tell,
+    /// It is asked.
+    Ask,
+}
+
+/// What is to be done now. Its end is given back with its id.
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub id: u64,
+    pub rule: usize,
+    pub job: Job,
+    pub generation: GenId,
+    /// What concerns the rule.
+    pub changed: Changed,
+}
+
+#[derive(Debug)]
+pub(super) enum Next {
+    Run(Order),
+    /// Until then, by the clock since the boot; or until something comes in.
+    Wait(Option<u64>),
+}
+
+/// What an operator's order came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Forced {
+    /// The server has everything.
+    Nothing,
+    /// It is under way.
+    Begun,
+}
+
+struct Running {
+    id: u64,
+    rule: usize,
+    job: Job,
+    /// Nothing changed since it began.
+    counts: bool,
+}
+
+/// Since when a rule is asked, and how often it was.
+struct Asking {
+    rule: usize,
+    began: u64,
+    asked: u32,
+}
+
+pub(super) struct Machine {
+    rules: Vec<Rule>,
+    saved: Saved,
+    /// `saved` is not what was persisted last.
+    dirty: bool,
+    running: Option<Running>,
+    asking: Option<Asking>,
+    next_id: u64,
+    /// Nothing begins before.
+    not_before: u64,
+    /// Of telling, in a row.
+    failures: u32,
+    /// Since the clock's start.
+    fault_since: u64,
+    /// By rule, when it was told last.
+    began: Vec<Option<u64>>,
+    /// By order: minimum intervals do not count.
+    urgent: bool,
+    in_attempt: bool,
+    /// Grows with every success and every failure that is more than one answer.
+    outcomes: u64,
+    random: u64,
+}
+
+impl Machine {
+    /// Goes on where `saved` ends. When a change was under way then, anything may have changed.
+    pub(super) fn new(rules: Vec<Rule>, mut saved: Saved, now: Now, seed: u64) -> Self {
+        saved.unsure |= saved.expecting.take().is_some();
+        let ago = |wall: i64| now.boot.saturating_sub(u64::try_from(now.wall - wall).unwrap_or(0));
+        let began = rules.iter().map(|rule| saved.began.get(&rule.name).map(|wall| ago(*wall))).collect();
+        saved.began.retain(|name, _| rules.iter().any(|rule| rule.name == *name));
+        if let Some(pending) = &mut saved.pending {
+            // a rule that was changed has not been carried out
+            pending
+                .done
+                .retain(|name, done| rules.iter().any(|rule| rule.name == *name && rule.print == done.print));
+        }
+        if saved.fault.as_ref().is_some_and(|fault| rules.iter().all(|rule| rule.name != fault.rule)) {
+            saved.fault = None;
+        }
+        let fault_since = saved.fault.as_ref().map_or(0, |fault| ago(fault.wall));
+        Self {
+            rules,
+            saved,
+            dirty: true,
+            running: None,
+            asking: None,
+            next_id: 0,
+            not_before: 0,
+            failures: 0,
+            fault_since,
+            began,
+            urgent: false,
+            in_attempt: false,
+            outcomes: 0,
+            random: seed | 1,
+        }
+    }
+
+    pub(super) fn saved(&self) -> &Saved {
+        &self.saved
+    }
+
+    /// Whether there is something new to persist since it was asked last.
+    pub(super) fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// What was taken was not persisted.
+    pub(super) fn set_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    pub(super) fn outcomes(&self) -> u64 {
+        self.outcomes
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.is_held() || self.saved.pending.is_some()
+    }
+
+    /// A change is under way, or was when the agent ended.
+    fn is_held(&self) -> bool {
+        self.saved.expecting.is_some() || self.saved.unsure
+    }
+
+    /// Files are about to change. Gives what [`Machine::unexpect`] takes when that cannot be persisted.
+    pub(super) fn expect(&mut self, generation: GenId) -> Option<GenId> {
+        self.dirty = true;
+        self.saved.expecting.replace(generation)
+    }
+
+    pub(super) fn unexpect(&mut self, before: Option<GenId>) {
+        self.saved.expecting = before;
+    }
+
+    /// The expected change did not happen.
+    pub(super) fn unchanged(&mut self) {
+        self.dirty = true;
+        self.saved.expecting = None;
+    }
+
+    /// `generation` is in place.
+    pub(super) fn applied(&mut self, generation: GenId, changed: Changed) {
+        let changed = if self.saved.unsure { Changed::Everything } else { changed.bounded() };
+        self.saved.expecting = None;
+        self.saved.unsure = false;
+        self.saved.in_place = Some(generation);
+        self.renew(generation, changed);
+    }
+
+    /// Everything that is pending begins anew, with `changed`.
+    fn renew(&mut self, generation: GenId, changed: Changed) {
+        self.dirty = true;
+        let changed = match self.saved.pending.take() {
+            Some(pending) => pending.changed.union(changed),
+            None => changed,
+        };
+        self.supersede();
+        self.saved.pending = Some(Pending { generation, changed, done: Default::default() });
+        self.conclude();
+    }
+
+    fn supersede(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.counts = false;
+        }
+        (self.failures, self.not_before, self.asking) = (0, 0, None);
+        (self.in_attempt, self.urgent) = (false, false);
+    }
+
+    /// By an operator's order: what waits is done now; with `all`, everything is done again.
+    ///
+    /// # Errors
+    /// Why not, as a sentence.
+    pub(super) fn force(&mut self, all: bool) -> Result<Forced, &'static str> {
+        if self.is_held() {
+            return Err("a change is just being put in place; the server is told when it is");
+        }
+        if all {
+            let generation = self.saved.in_place.ok_or("no generation is in place yet")?;
+            self.renew(generation, Changed::Everything);
+        }
+        let Some(pending) = &mut self.saved.pending else {
+            return Ok(Forced::Nothing);
+        };
+        for done in pending.done.values_mut().filter(|done| done.verify_failed || done.retold > 0) {
+            (done.told, done.verified, done.verify_failed, done.retold) = (false, false, false, 0);
+            self.asking = None;
+            if let Some(running) = &mut self.running {
+                running.counts = false;
+            }
+        }
+        (self.failures, self.not_before, self.urgent, self.dirty) = (0, 0, true, true);
+        Ok(Forced::Begun)
+    }
+
+    /// What comes next at `now`; an order that is given out is under way.
+    pub(super) fn next(&mut self, now: Now) -> Next {
+        if self.running.is_some() || self.is_held() {
+            return Next::Wait(None);
+        }
+        self.conclude();
+        let (Some((rule, job)), Some(pending)) = (self.step(), &self.saved.pending) else {
+            return Next::Wait(None);
+        };
+        let its = &self.rules[rule];
+        let mut at = self.not_before;
+        if let (Job::Tell, false, Some(began)) = (job, self.urgent, self.began[rule]) {
+            at = at.max(began.saturating_add(its.min_interval));
+        }
+        if at > now.boot {
+            return Next::Wait(Some(at));
+        }
+        self.next_id += 1;
+        let (generation, changed) = (pending.generation, pending.changed.matching(its.when.as_ref()));
+        let order = Order { id: self.next_id, rule, job, generation, changed };
+        self.running = Some(Running { id: order.id, rule, job, counts: true });
+        if job == Job::Tell {
+            self.began[rule] = Some(now.boot);
+            if its.min_interval > 0 {
+                self.saved.began.insert(its.name.clone(), now.wall);
+            }
+            self.saved.attempts += u64::from(!std::mem::replace(&mut self.in_attempt, true));
+            self.dirty = true;
+        } else if self.asking.as_ref().is_none_or(|asking| asking.rule != rule) {
+            self.asking = Some(Asking { rule, began: now.boot, asked: 0 });
+        }
+        Next::Run(order)
+    }
+
+    /// An order has ended. Gives the generation that the node is to be rolled back from.
+    pub(super) fn finished(&mut self, id: u64, result: Result<(), String>, now: Now) -> Option<GenId> {
+        let Running { rule, job, counts, .. } = self.running.take_if(|running| running.id == id)?;
+        if !counts {
+            return None;
+        }
+        self.dirty = true;
+        match (job, result) {
+            (Job::Tell, Ok(())) => self.told(rule),
+            (Job::Tell, Err(what)) => {
+                self.failures = self.failures.saturating_add(1);
+                let most = self.rules[rule].retry_max;
+                let wait = FIRST_RETRY.saturating_mul(1 << (self.failures - 1).min(30)).min(most);
+                self.not_before = now.boot.saturating_add(self.jittered(wait));
+                self.fault(rule, job, what, now);
+            }
+            (Job::Ask, Ok(())) => {
+                if let Some(done) = self.progress(rule) {
+                    (done.verified, done.verify_failed) = (true, false);
+                }
+                self.well(rule, None);
+            }
+            (Job::Ask, Err(what)) => return self.disagreed(rule, what, now),
+        }
+        self.conclude();
+        None
+    }
+
+    fn told(&mut self, rule: usize) {
+        if let Some(done) = self.progress(rule) {
+            (done.told, done.verified) = (true, false);
+        }
+        self.well(rule, Some(Job::Tell));
+        let all = self.concerned().all(|rule| self.done(rule).is_some_and(|done| done.told));
+        if let (true, Some(pending)) = (all, &self.saved.pending) {
+            self.saved.refreshed = Some(pending.generation);
+        }
+    }
+
+    /// One answer was not the right one.
+    fn disagreed(&mut self, rule: usize, what: String, now: Now) -> Option<GenId> {
+        let generation = self.saved.pending.as_ref()?.generation;
+        let (verify, slow) = (self.rules[rule].verify?, self.rules[rule].retry_max);
+        let asking = self.asking.as_mut()?;
+        asking.asked = asking.asked.saturating_add(1);
+        let (until, asked) = (asking.began.saturating_add(verify.within), asking.asked);
+        let failed_before = self.done(rule).is_some_and(|done| done.verify_failed);
+        let asked_slowly = failed_before && verify.on_failure != OnFailure::Refresh;
+        if now.boot < until && !asked_slowly {
+            let wait = ASK_AGAIN.0.saturating_mul(1 << (asked - 1).min(20)).min(ASK_AGAIN.1);
+            // the last question comes at the very end
+            self.not_before = now.boot.saturating_add(wait).min(until);
+            return None;
+        }
+        self.asking = None;
+        self.fault(rule, Job::Ask, what, now);
+        let done = self.progress(rule)?;
+        if verify.on_failure == OnFailure::Refresh {
+            (done.told, done.retold) = (false, done.retold.saturating_add(1));
+            if done.retold <= verify.refreshes {
+                self.not_before = 0;
+                return None;
+            }
+        }
+        done.verify_failed = true;
+        self.not_before = now.boot.saturating_add(self.jittered(slow));
+        let roll_back =
+            verify.on_failure == OnFailure::Rollback && self.saved.rolled_back != Some(generation);
+        roll_back.then(|| *self.saved.rolled_back.insert(generation))
+    }
+
+    /// When nothing is left to do, the pending generation is complete.
+    fn conclude(&mut self) {
+        if self.step().is_some() {
+            return;
+        }
+        let Some(pending) = self.saved.pending.take() else { return };
+        let done = Some(pending.generation);
+        (self.saved.refreshed, self.saved.verified, self.saved.complete) = (done, done, done);
+        (self.saved.attempts, self.saved.fault) = (0, None);
+        self.supersede();
+        self.outcomes += 1;
+        self.dirty = true;
+    }
+
+    /// The rules that the pending changes concern, in order.
+    fn concerned(&self) -> impl Iterator<Item = usize> {
+        let rules = self.saved.pending.iter().flat_map(|pending| {
+            let concerned = |rule: &Rule| pending.changed.concerns(rule.when.as_ref());
+            self.rules.iter().enumerate().filter(move |(_, rule)| concerned(rule))
+        });
+        rules.map(|(i, _)| i)
+    }
+
+    /// The first thing that is not done yet.
+    fn step(&self) -> Option<(usize, Job)> {
+        let lacks = |rule: &usize, of: fn(&Progress) -> bool| !self.done(*rule).is_some_and(of);
+        let tell = self.concerned().find(|rule| lacks(rule, |done| done.told));
+        let ask = || {
+            let asked = |rule: &usize| self.rules[*rule].verify.is_some();
+            self.concerned().find(|rule| asked(rule) && lacks(rule, |done| done.verified))
+        };
+        tell.map(|rule| (rule, Job::Tell)).or_else(|| ask().map(|rule| (rule, Job::Ask)))
+    }
+
+    fn done(&self, rule: usize) -> Option<&Progress> {
+        self.saved.pending.as_ref()?.done.get(&self.rules[rule].name)
+    }
+
+    fn progress(&mut self, rule: usize) -> Option<&mut Progress> {
+        let Rule { name, print, .. } = &self.rules[rule];
+        let new = || Progress { print: print.clone(), ..Progress::default() };
+        Some(self.saved.pending.as_mut()?.done.entry(name.clone()).or_insert_with(new))
+    }
+
+    /// `job` of `rule` (or all of it) succeeded: what was wrong with it is no more.
+    fn well(&mut self, rule: usize, job: Option<Job>) {
+        (self.failures, self.not_before, self.asking) = (0, 0, None);
+        let name = &self.rules[rule].name;
+        let about =
+            |fault: &Fault| fault.rule == *name && job.is_none_or(|job| fault.asked == (job == Job::Ask));
+        self.saved.fault.take_if(|fault| about(fault));
+    }
+
+    fn fault(&mut self, rule: usize, job: Job, what: String, now: Now) {
+        let (rule, asked) = (self.rules[rule].name.clone(), job == Job::Ask);
+        let wall = match &self.saved.fault {
+            Some(fault) => fault.wall,
+            None => {
+                self.fault_since = now.boot;
+                now.wall
+            }
+        };
+        self.saved.fault = Some(Fault { rule, asked, what, wall });
+        (self.in_attempt, self.urgent) = (false, false);
+        self.outcomes += 1;
+    }
+
+    /// Up to a fifth less, so that nodes that failed together do not come back together.
+    fn jittered(&mut self, ms: u64) -> u64 {
+        // xorshift64, G. Marsaglia
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        ms - (ms / 5).saturating_mul(self.random % 1000) / 1000
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_fault(&mut self) {
+        self.saved.fault = None;
+    }
+
+    /// What people see of it.
+    pub(super) fn status(&self, now_boot: u64) -> RefreshStatus {
+        if !self.is_open() {
+            return RefreshStatus::default();
+        }
+        let step = self.running.as_ref().map(|running| (running.rule, running.job)).or_else(|| self.step());
+        let fault = self.saved.fault.as_ref();
+        let mut dones = self.saved.pending.iter().flat_map(|pending| pending.done.values());
+        let state = if dones.any(|done| done.verify_failed) {
+            RefreshState::VerifyFailed
+        } else if fault.is_some_and(|fault| !fault.asked) {
+            RefreshState::Failing
+        } else {
+            match step {
+                Some((_, Job::Tell)) if self.running.is_some() => RefreshState::Running,
+                Some((_, Job::Ask)) => RefreshState::Verifying,
+                _ => RefreshState::Waiting,
+            }
+        };
+        let for_ms = now_boot.saturating_sub(self.fault_since);
+        let asked = |fault: &Fault| if fault.asked { "verify: " } else { "" };
+        RefreshStatus {
+            state,
+            action: fault.map(|f| f.rule.clone()).or_else(|| Some(self.rules[step?.0].name.clone())),
+            attempts: self.saved.attempts,
+            error: fault.map(|f| Trouble { what: format!("{}: {}{}", f.rule, asked(f), f.what), for_ms }),
+        }
+    }
+}
