@@ -158,7 +158,9 @@ fn send(file: &Path, signal: Signal) -> Result<(), String> {
     let bad = || format!("the pid file {shown} holds no process id: `{}`", escape(first.as_bytes()));
     let number: i32 = first.parse().map_err(|_| bad())?;
     let own = number == rustix::process::getpid().as_raw_nonzero().get();
-    let pid = Pid::from_raw(number).filter(|_| number > 1 && !own).ok_or_else(bad)?;
+    // looked at before: a negative one would be a whole group, 1 is the init of the system
+    let number = if number > 1 && !own { number } else { return Err(bad()) };
+    let pid = Pid::from_raw(number).ok_or_else(bad)?;
     let number = match signal {
         Signal::Hup => Number::HUP,
         Signal::Int => Number::INT,
