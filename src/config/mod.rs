@@ -276,10 +276,10 @@ impl Config {
         let mut config = self.clone();
         for refresh in config.trees.iter_mut().flat_map(|tree| &mut tree.refresh) {
             if let Action::Http(http) = &mut refresh.action {
-                *http = http.without_secrets();
+                **http = http.without_secrets();
             }
             if let Some(Verify { ask: Ask::Http(http), .. }) = &mut refresh.verify {
-                *http = http.without_secrets();
+                **http = http.without_secrets();
             }
         }
         config

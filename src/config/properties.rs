@@ -174,7 +174,7 @@ fn refreshes() -> impl Strategy<Value = Vec<Refresh>> {
             .prop_map(|rest| std::iter::once("/bin/x y".to_owned()).chain(rest).collect::<Vec<_>>())
     };
     let action = prop_oneof![
-        request(true).prop_map(Action::Http),
+        request(true).prop_map(|http| Action::Http(http.into())),
         argv().prop_map(Action::Exec),
         prop::sample::select(vec![Verb::Reload, Verb::Restart, Verb::Start, Verb::Stop])
             .prop_map(|verb| Action::Systemd { verb, unit: "a@b-c.service".into() }),
@@ -183,7 +183,7 @@ fn refreshes() -> impl Strategy<Value = Vec<Refresh>> {
         Just(Action::Touch("/touched/\"here\"".into())),
     ];
     let policy = prop::sample::select(vec![OnFailure::Refresh, OnFailure::Alert, OnFailure::Rollback]);
-    let ask = prop_oneof![request(false).prop_map(Ask::Http), argv().prop_map(Ask::Exec)];
+    let ask = prop_oneof![request(false).prop_map(|http| Ask::Http(http.into())), argv().prop_map(Ask::Exec)];
     let verify = (ask, span(), span(), policy, 0..9u64).prop_map(|(ask, timeout, within, on_failure, n)| {
         let refreshes = if on_failure == OnFailure::Refresh { n } else { 3 };
         Verify { ask, timeout, within, on_failure, refreshes }

@@ -245,7 +245,7 @@ pub(super) fn wants(what: &str, value: &DeValue<'_>) -> Complaint {
     wrong(format!("wants {what}, not {kind}"))
 }
 
-fn keys_of(section: &str) -> impl Iterator<Item = &'static str> {
+pub(super) fn keys_of(section: &str) -> impl Iterator<Item = &'static str> {
     let lists = SECTIONS.iter().find(|(name, _)| *name == section).map_or(&[][..], |(_, lists)| lists);
     lists.iter().flat_map(|list| list.iter().copied())
 }

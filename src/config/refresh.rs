@@ -45,7 +45,7 @@ pub struct Refresh {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// A request.
-    Http(Http),
+    Http(Box<Http>),
     /// A program with its arguments, without a shell; the program's path is absolute.
     Exec(Vec<String>),
     /// `systemctl VERB UNIT`.
@@ -175,7 +175,7 @@ pub struct Verify {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ask {
     /// A request whose answer must be a good one.
-    Http(Http),
+    Http(Box<Http>),
     /// A program that must end with 0.
     Exec(Vec<String>),
 }
@@ -352,7 +352,7 @@ fn refresh(t: &Table<'_>) -> Option<Refresh> {
 
 fn action(t: &Table<'_>, key: &str) -> Option<Action> {
     match key {
-        "http" => http(&t.section("http"), "POST").map(Action::Http),
+        "http" => http(&t.section("http"), "POST").map(|http| Action::Http(Box::new(http))),
         "exec" => exec(t).map(Action::Exec),
         "systemd" => {
             let t = t.section("systemd");
@@ -430,7 +430,7 @@ fn verify(t: &Table<'_>) -> Option<Verify> {
     if on_failure != OnFailure::Refresh && t.has("refreshes") {
         t.warning("refreshes", wrong("has no effect without on-failure = \"refresh\""));
     }
-    let ask = http.flatten().map(Ask::Http).or_else(|| exec.flatten().map(Ask::Exec));
+    let ask = http.flatten().map(|http| Ask::Http(Box::new(http))).or_else(|| exec.flatten().map(Ask::Exec));
     // as it is shown, where it has an effect only
     let refreshes = if on_failure == OnFailure::Refresh { refreshes } else { REFRESHES };
     Some(Verify { ask: ask?, timeout, within, on_failure, refreshes })

@@ -10,7 +10,7 @@ fn with(lines: &str) -> String {
 fn request(url: &str) -> Http {
     let text = with(&format!("http = {{ url = \"{url}\" }}"));
     let Action::Http(http) = config(&text).trees[0].refresh[0].action.clone() else { unreachable!() };
-    http
+    *http
 }
 
 #[test]
@@ -221,4 +221,24 @@ fn a_request_that_makes_no_sense_is_refused() {
     one(&http("method = \"get\""), &["http.method", "upper case"]);
     one(&http("contains = \"\""), &["http.contains"]);
     one(&http("headers = { a = \"1\", A = \"2\" }"), &["headers.A", "there twice"]);
+}
+
+#[test]
+fn the_page_has_every_key_and_its_examples_are_sound() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/refresh.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for section in ["[tree.NAME.refresh]", "tree.NAME.refresh.http", "tree.NAME.refresh.verify"] {
+        for key in raw::keys_of(section) {
+            assert!(page.contains(&format!("`{key}`")), "docs/refresh.md says nothing of {key}");
+        }
+    }
+    let mut examples = 0;
+    for example in page.split("```toml\n").skip(1) {
+        let example = example.split("```").next().unwrap();
+        let tree = example.split("[[tree.").nth(1).unwrap().split('.').next().unwrap();
+        let text = format!("{}\n{example}", SOURCE.replace("tree.t", &format!("tree.{tree}")));
+        assert!(!config(&text).trees[0].refresh.is_empty());
+        examples += 1;
+    }
+    assert!(examples >= 5);
 }

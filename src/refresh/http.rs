@@ -77,7 +77,7 @@ fn request(
         ("content-type", kind.to_owned()),
     ];
     for (name, value) in defaults {
-        if !has(name) && !(name == "content-type" && body.is_empty()) {
+        if !has(name) && (name != "content-type" || !body.is_empty()) {
             request = request.header(name, value);
         }
     }

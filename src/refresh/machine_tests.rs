@@ -431,7 +431,7 @@ impl World {
     fn apply(&mut self, changed: usize, again: bool) {
         let changed = match changed {
             4 => Changed::Everything,
-            n => paths(&[&["x.car"][..], &["y.war"], &["z"], &["y.war", "x.car"]][n][..]),
+            n => paths([&["x.car"][..], &["y.war"], &["z"], &["y.war", "x.car"]][n]),
         };
         self.generation += u64::from(!again || self.generation == 0);
         self.machine.applied(id(self.generation), changed.clone());
