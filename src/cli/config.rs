@@ -1,11 +1,11 @@
-//! `syncagent config check|show|example`.
+//! `syncagent config check|show|example|systemd`.
 
 use std::io::Write as _;
 use std::path::Path;
 
 use super::exit::Exit;
 use super::options::ConfigCommand;
-use super::output_failed;
+use super::{output_failed, sandbox};
 use crate::config::{Config, EXAMPLE, Problem, Severity, Tree};
 use crate::disk::OwnerPolicy;
 use crate::error::{Class, Error, Result};
@@ -16,6 +16,14 @@ pub(super) fn run(command: &ConfigCommand) -> Result<Exit> {
         ConfigCommand::Example => EXAMPLE.to_owned(),
         ConfigCommand::Show(arg) => match load(&arg.config)? {
             Some(config) => config.to_toml(),
+            None => return Ok(Exit::Usage),
+        },
+        ConfigCommand::Systemd(arg) => match load(&arg.config)? {
+            Some(config) => {
+                let (text, warnings) = sandbox::drop_in(&config, &sandbox::seen);
+                warnings.iter().for_each(|w| tracing::warn!("{w}"));
+                text
+            }
             None => return Ok(Exit::Usage),
         },
         ConfigCommand::Check(arg) => match load(&arg.config)? {

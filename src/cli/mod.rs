@@ -5,11 +5,14 @@ mod config;
 mod demo;
 mod exit;
 mod explain;
+mod generate;
+mod notify;
 mod options;
 mod output;
 mod pki;
 mod progress;
 mod run;
+mod sandbox;
 mod status;
 mod sync;
 mod verify;
@@ -63,6 +66,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Explain(args) => explain::run(args),
         Command::Pki(command) => pki::run(command),
         Command::Config(command) => config::run(command),
+        Command::Generate(args) => generate::run(args),
         Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
         Command::Approve(args) => admin::approve(args),
         Command::Source(SourceCommand::Reset(args)) => admin::reset(args),

@@ -55,6 +55,9 @@ pub enum Command {
     /// Check the agent's configuration, show what is in effect, or print an example.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Write man pages or shell completions, for packages.
+    #[command(hide = true)]
+    Generate(GenerateArgs),
 }
 
 impl Command {
@@ -173,6 +176,28 @@ pub enum ConfigCommand {
     Show(ConfigArg),
     /// Print a commented example.
     Example,
+    /// Print the drop-in that lets the systemd service write the trees: for
+    /// /etc/systemd/system/syncagent.service.d/trees.conf.
+    Systemd(ConfigArg),
+}
+
+/// `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to write.
+    #[arg(value_enum)]
+    pub what: Generated,
+    /// Where to; made when it is missing.
+    pub dir: PathBuf,
+}
+
+/// What is made from the command line's definition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Generated {
+    /// A page for the program and one for each command, section 1.
+    Man,
+    /// For bash, zsh and fish.
+    Completions,
 }
 
 /// Where the agent's configuration is.

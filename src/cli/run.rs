@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::config::load;
 use super::exit::Exit;
 use super::options::RunArgs;
+use super::{notify, sandbox};
 use crate::agent::Agent;
 use crate::config::{Config, Log, LogFormat};
 use crate::error::{Context as _, Error, Result};
@@ -58,20 +59,31 @@ async fn serve(config: Config, path: &Path) -> Result<()> {
     let on = |kind: SignalKind| signal(kind).context(|| "handle signals".into());
     let (mut terminate, mut interrupt) = (on(SignalKind::terminate())?, on(SignalKind::interrupt())?);
     let mut reload = on(SignalKind::hangup())?;
-    let node = config.node.id.clone();
+    let (node, trees) = (config.node.id.clone(), config.trees.clone());
     let agent = Agent::start(config).await?;
     tracing::info!(%node, version = env!("CARGO_PKG_VERSION"), "started");
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = reload.recv() => tokio::select! {
-                () = reread(&agent, path) => {}
+    notify::ready();
+    // it is not waited for: a disk may hang
+    tokio::task::spawn_blocking(move || sandbox::warn_of_read_only(&trees));
+    let until_a_signal = async {
+        loop {
+            tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-            },
+                _ = reload.recv() => tokio::select! {
+                    () = reread(&agent, path) => {}
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                },
+            }
         }
+    };
+    tokio::select! {
+        () = until_a_signal => {}
+        never = notify::feed_watchdog() => match never {},
+        never = notify::report(agent.clone()) => match never {},
     }
+    notify::stopping();
     tracing::info!("ending");
     agent.stop().await;
     Ok(())
@@ -79,7 +91,16 @@ async fn serve(config: Config, path: &Path) -> Result<()> {
 
 /// A configuration with errors changes nothing.
 async fn reread(agent: &Arc<Agent>, path: &Path) {
-    let config = match load(path) {
+    notify::reloading();
+    take_over(agent, path).await;
+    notify::ready();
+}
+
+async fn take_over(agent: &Arc<Agent>, path: &Path) {
+    let file = path.to_owned();
+    // its disk may hang, which must not hold up the loop
+    let read = tokio::task::spawn_blocking(move || load(&file)).await;
+    let config = match read.unwrap_or_else(|_| Err(Error::integrity("reading the configuration failed"))) {
         Ok(Some(config)) => config,
         Ok(None) => {
             tracing::error!("the new configuration has errors; the old one stays in force");

@@ -216,12 +216,12 @@ fn in_trouble(node: &NodeStatus) -> bool {
 }
 
 /// The word that a program reads in the document.
-fn name(value: &impl Serialize) -> String {
+pub(in crate::cli) fn name(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| Some(v.as_str()?.to_owned())).unwrap_or_default()
 }
 
 /// One line without control characters. Paths in messages are escaped already, so `\` is left alone.
-fn shown(text: &str) -> String {
+pub(in crate::cli) fn shown(text: &str) -> String {
     escape(text.as_bytes()).replace("\\\\", "\\")
 }
 
@@ -236,7 +236,7 @@ fn count(n: u64, what: &str) -> String {
 }
 
 /// Milliseconds for people, rounded down: "240 ms", "3.2 s", "42 s", "5 min", "2 h", "3 days".
-fn duration(ms: u64) -> String {
+pub(in crate::cli) fn duration(ms: u64) -> String {
     const SECOND: u64 = 1_000;
     const MINUTE: u64 = 60 * SECOND;
     const HOUR: u64 = 60 * MINUTE;
