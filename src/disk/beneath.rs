@@ -122,6 +122,14 @@ impl Dir {
         rustix::fs::openat(CWD, path, flags, Mode::empty()).map(Self)
     }
 
+    /// Where it is now, as this process sees it; `None` when it was removed or cannot be told.
+    pub fn path(&self) -> Option<std::path::PathBuf> {
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.0));
+        let path = std::fs::read_link(link).ok()?;
+        // of a removed one it is its old path with a note behind it
+        path.is_dir().then_some(path)
+    }
+
     /// Opens the directory at `path` below this one; no component may be a link.
     pub fn open(&self, path: &TreePath) -> Result<Self> {
         let mut rest = path.as_bytes();

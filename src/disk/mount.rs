@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use serde::{Deserialize, Serialize};
 
 use super::Dir;
+use crate::model::escaped;
 
 /// A file system's lasting identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,10 @@ pub struct MountId {
     pub root: String,
     /// UUID, where the host can tell.
     pub uuid: Option<String>,
+    /// The directory that was asked about, as a path of the file system itself: the same however the directory is
+    /// reached, by the file system's own mount or by one more (a service's sandbox mounts what it may write).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
 }
 
 /// What matters about a file system type.
@@ -57,21 +62,25 @@ impl MountId {
         let id = dir.stat_self()?.mount;
         let text = std::fs::read("/proc/self/mountinfo")?;
         let line = text.split(|&b| b == b'\n').find_map(|line| parse(line, id));
-        let (root, fs_type, source) = line.unwrap_or_else(|| {
+        let Some(Line { root, at, fs_type, source }) = line else {
             let magic = rustix::fs::fstatfs(dir).map(|s| s.f_type).unwrap_or_default();
-            (String::new(), format!("type {magic:#x}"), String::new())
-        });
+            let fs_type = format!("type {magic:#x}");
+            return Ok(Self { fs_type, source: String::new(), root: String::new(), uuid: None, place: None });
+        };
+        let place = dir.path().and_then(|path| Some(escaped(&joined(&root, path.strip_prefix(&at).ok()?))));
         let uuid = source.starts_with('/').then(|| uuid_of(Path::new(&source))).flatten();
-        Ok(Self { fs_type, source, root, uuid })
+        Ok(Self { fs_type, source, root: root.to_string_lossy().into_owned(), uuid, place })
     }
 
-    /// Whether this is the file system that `pinned` was.
+    /// Whether this is the directory's file system as `pinned` says it was.
     pub fn is(&self, pinned: &MountId) -> bool {
         let same_store = match (&self.uuid, &pinned.uuid) {
             (Some(a), Some(b)) => a == b,
             _ => self.source == pinned.source,
         };
-        self.fs_type == pinned.fs_type && self.root == pinned.root && same_store
+        // the same mount, or one more mount of the very same directory
+        let same_place = self.root == pinned.root || self.place.is_some() && self.place == pinned.place;
+        self.fs_type == pinned.fs_type && same_place && same_store
     }
 }
 
@@ -88,17 +97,32 @@ impl std::fmt::Display for MountId {
     }
 }
 
-/// `36 35 98:0 /root /mount/point opts ... - type source superopts`: (root, type, source) of mount `id`.
-fn parse(line: &[u8], id: u64) -> Option<(String, String, String)> {
-    let line = String::from_utf8_lossy(line);
-    let (left, right) = line.split_once(" - ")?;
-    let mut left = left.split(' ');
-    if left.next()?.parse() != Ok(id) {
+/// A line of mountinfo, as far as it matters.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    root: PathBuf,
+    at: PathBuf,
+    fs_type: String,
+    source: String,
+}
+
+/// `36 35 98:0 /root /mount/point opts ... - type source superopts`, when it is of mount `id`.
+fn parse(line: &[u8], id: u64) -> Option<Line> {
+    let end = line.windows(3).position(|w| w == b" - ")?;
+    let (mut left, mut right) = (line[..end].split(|&b| b == b' '), line[end + 3..].split(|&b| b == b' '));
+    if std::str::from_utf8(left.next()?).ok()?.parse() != Ok(id) {
         return None;
     }
-    let root = left.nth(2)?.to_owned();
-    let mut right = right.split(' ');
-    Some((root, right.next()?.to_owned(), right.next()?.to_owned()))
+    let path_of = |field: &[u8]| PathBuf::from(std::ffi::OsString::from_vec(unescape(field)));
+    let text_of = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let root = path_of(left.nth(2)?);
+    let at = path_of(left.next()?);
+    Some(Line { root, at, fs_type: text_of(right.next()?), source: text_of(right.next()?) })
+}
+
+/// `join` puts a slash behind what is joined with nothing.
+fn joined(root: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() { root.to_owned() } else { root.join(below) }
 }
 
 fn uuid_of(device: &Path) -> Option<String> {
@@ -162,8 +186,14 @@ mod tests {
     fn mountinfo_is_read_with_and_without_optional_fields() {
         let a = b"29 1 254:0 / / rw,relatime - ext4 /dev/vda rw";
         let b = b"36 29 0:31 /export/a /mnt/x rw shared:7 master:1 - nfs4 srv:/export rw,vers=4.2";
-        assert_eq!(parse(a, 29), Some(("/".into(), "ext4".into(), "/dev/vda".into())));
-        assert_eq!(parse(b, 36), Some(("/export/a".into(), "nfs4".into(), "srv:/export".into())));
+        let of = |root: &str, at: &str, fs_type: &str, source: &str| Line {
+            root: root.into(),
+            at: at.into(),
+            fs_type: fs_type.into(),
+            source: source.into(),
+        };
+        assert_eq!(parse(a, 29), Some(of("/", "/", "ext4", "/dev/vda")));
+        assert_eq!(parse(b, 36), Some(of("/export/a", "/mnt/x", "nfs4", "srv:/export")));
         assert_eq!(parse(b, 29), None);
     }
 
@@ -179,9 +209,37 @@ mod tests {
             source: source.into(),
             root: "/".into(),
             uuid: uuid.map(String::from),
+            place: None,
         };
         assert!(of("/dev/sdb1", Some("u")).is(&of("/dev/sda1", Some("u"))));
         assert!(!of("/dev/sda1", Some("v")).is(&of("/dev/sda1", Some("u"))));
         assert!(!of("/dev/sdb1", None).is(&of("/dev/sda1", Some("u"))));
+    }
+
+    #[test]
+    fn one_more_mount_of_a_directory_is_the_same_place_and_another_directory_is_not() {
+        let of = |root: &str, place: Option<&str>| MountId {
+            fs_type: "ext4".into(),
+            source: "/dev/sda1".into(),
+            root: root.into(),
+            uuid: None,
+            place: place.map(String::from),
+        };
+        let plain = of("/", Some("/srv/tree"));
+        assert!(of("/srv/tree", Some("/srv/tree")).is(&plain));
+        assert!(of("/srv", Some("/srv/tree")).is(&plain));
+        assert!(!of("/export/tree", Some("/export/tree")).is(&plain));
+        assert!(!of("/srv/tree", None).is(&plain));
+        // one that was pinned before places were: by what is mounted
+        assert!(!of("/srv/tree", Some("/srv/tree")).is(&of("/", None)));
+        assert!(of("/", Some("/srv/tree")).is(&of("/", None)));
+    }
+
+    #[test]
+    fn a_place_is_a_path_in_the_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = MountId::of(&Dir::open_root(dir.path()).unwrap()).unwrap();
+        let (_, place) = place_in_fs(&dir.path().canonicalize().unwrap()).unwrap();
+        assert_eq!(id.place.as_deref(), place.to_str());
     }
 }

@@ -16,4 +16,5 @@ mod live;
 mod oracle;
 mod pki;
 mod power;
+mod systemd;
 mod trees;

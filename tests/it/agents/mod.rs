@@ -1,7 +1,7 @@
 //! Agents as an operator runs them: real processes, real certificates, real sockets.
 
 mod basics;
-mod cluster;
+pub mod cluster;
 mod faults;
 mod netns;
 mod network;
