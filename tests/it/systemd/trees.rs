@@ -17,7 +17,10 @@ fn trees_in_srv_in_homes_with_foreign_owners_and_setgid_bits_are_written() {
         ("swapped", "/srv/site", "/srv/www/site", "", "activate = \"swap\""),
         ("staged", "/srv/staged", "/srv/x/staged", "", "staging = \"/srv/x/staging\""),
         ("temporary", "/var/tmp/from", "/var/tmp/to", "", ""),
+        ("mounted", "/mnt/share/tree", "/srv/mounted", "scan-interval = \"1s\"", ""),
     ]);
+    a.sh("mkdir -p /mnt/share && mount -t tmpfs share /mnt/share && mkdir /mnt/share/tree");
+    a.write("/mnt/share/tree/file", "1");
     let all = ["plain", "home", "setgid", "swapped", "staged", "temporary"];
     let on_a = ["/srv/plain", "/home/app/tree", "/opt/shared", "/srv/site", "/srv/staged", "/var/tmp/from"];
     let on_b =
@@ -29,7 +32,7 @@ fn trees_in_srv_in_homes_with_foreign_owners_and_setgid_bits_are_written() {
     a.sh("mkdir /opt/shared/group; chown 0:5678 /opt/shared/group; chmod 2775 /opt/shared/group");
     a.write("/opt/shared/group/file", "1");
     a.sh("chmod 2755 /opt/shared/group/file");
-    b.sh("mkdir -p /srv/plain /home/app/tree /opt/shared /srv/www/site /srv/x/staged /srv/x/staging /var/tmp/to");
+    b.sh("mkdir -p /srv/plain /home/app/tree /opt/shared /srv/www/site /srv/x/staged /srv/x/staging /var/tmp/to /srv/mounted");
     // a tree in a directory whose group is passed on
     b.sh("chgrp 5678 /srv/plain; chmod 2775 /srv/plain");
     n.open_and_start();
@@ -75,6 +78,12 @@ fn trees_in_srv_in_homes_with_foreign_owners_and_setgid_bits_are_written() {
         n.converge(name);
     }
     assert_eq!(b.read("/srv/plain/after"), b"the restart");
+
+    // a mount that is lost for everybody is lost for the service, too: nothing that it held is deleted anywhere
+    n.converge("mounted");
+    a.sh("umount -l /mnt/share && mkdir -p /mnt/share/tree");
+    a.until("the lost mount", || a.own("mounted")["error"].is_object());
+    assert_eq!(b.read("/srv/mounted/file"), b"1");
 
     // what is not opened stays closed, to the agent's hooks as well
     let pid = b.property("MainPID");
