@@ -4,6 +4,7 @@ mod container;
 mod faults;
 mod notify;
 mod package;
+mod sandbox;
 mod trees;
 
 use std::net::TcpListener;
