@@ -18,13 +18,16 @@ pub struct Container {
     /// Its process 1.
     leader: String,
     log: PathBuf,
-    dir: tempfile::TempDir,
+    name: String,
+    _dir: tempfile::TempDir,
 }
 
 impl Container {
     /// Boots. Without the rights to do so the test fails, and says why.
     #[track_caller]
     pub fn start(name: &str) -> Self {
+        // of this run alone
+        let name = format!("{name}-{}", std::process::id());
         let dir = tempfile::Builder::new().prefix("syncagent-it").tempdir().unwrap();
         let at = dir.path().join("at");
         std::fs::create_dir(&at).unwrap();
@@ -45,14 +48,14 @@ impl Container {
             ])
             .arg("--")
             .arg(script)
-            .arg(name)
+            .arg(&name)
             .arg(&at)
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
             .spawn()
             .expect("setpriv; it is in Debian's util-linux");
-        let mut container = Self { outer, leader: String::new(), log, dir };
+        let mut container = Self { outer, leader: String::new(), log, name, _dir: dir };
         let begun = Instant::now();
         while !container.is_up() {
             let ended = container.outer.try_wait().unwrap();
@@ -182,6 +185,23 @@ impl Container {
     }
 }
 
+impl Container {
+    /// What tests/nspawn made, and systemd in it; the processes may need a moment to be gone.
+    fn remove_groups(&self) {
+        let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"];
+        for top in tops.map(|top| Path::new(top).join("syncagent-tests").join(&self.name)) {
+            let begun = Instant::now();
+            while top.exists() && begun.elapsed() < Duration::from_secs(5) {
+                let inside = walkdir::WalkDir::new(&top).contents_first(true).into_iter().flatten();
+                for group in inside.filter(|e| e.file_type().is_dir()) {
+                    let _ = std::fs::remove_dir(group.path());
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
         // --kill-child: the process namespace goes with it, and the mount namespace with that
@@ -193,7 +213,7 @@ impl Drop for Container {
         {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let _ = &self.dir;
+        self.remove_groups();
     }
 }
 
