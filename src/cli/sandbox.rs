@@ -85,6 +85,9 @@ pub(super) fn drop_in(config: &Config, look: &dyn Fn(&Path) -> Seen) -> (String,
     if under(&TEMPORARY, &o.real) || under(&TEMPORARY, &read) {
         out += "# /tmp is everybody's, not one of the service's own\nPrivateTmp=no\n";
     }
+    if matches!(config.listen.data, Some(Endpoint::Tcp(address)) if (1..1024).contains(&address.port())) {
+        out += "# listen.data: a port below 1024\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n";
+    }
     if config.trees.iter().any(|t| t.setid) {
         out += "# setid = true: setuid and setgid bits are set\nRestrictSUIDSGID=no\n";
     }
@@ -241,6 +244,19 @@ mod tests {
         let tree = mirror("m", "/srv/share/deploy", "");
         assert_eq!(settings(&tree, &on("/srv/share")), ["ReadWritePaths=-/srv/share"]);
         assert_eq!(settings(&tree, &on("/srv")), ["ReadWritePaths=-/srv/share/deploy"]);
+    }
+
+    #[test]
+    fn a_low_port_needs_a_right_of_its_own() {
+        let of = |port: u16| {
+            let text = format!(
+                "[node]\nid = \"a\"\n[listen]\ndata = \"0.0.0.0:{port}\"\n[tls]\ncert = \"/c\"\nkey = \"/k\"\nca = \"/a\"\n\
+                 [tree.s]\npath = \"/srv/s\"\nrole = \"source\"\nallow = [\"*\"]\n"
+            );
+            drop_in(&Config::parse(&text).config.unwrap(), &there).0
+        };
+        assert!(of(443).ends_with("\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n"), "{}", of(443));
+        assert!(!of(7420).contains("CAP_"));
     }
 
     #[test]
