@@ -1,6 +1,7 @@
 //! What a command or a role does, put together from scan, plan, apply and peer.
 
 mod apply;
+mod health;
 mod inspect;
 mod mirror;
 mod paths;

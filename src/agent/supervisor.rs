@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
+use super::health;
 use super::mirror::MirrorTree;
 use super::role::Role;
 use super::source::SourceTree;
 use crate::config::{Config, Endpoint, Role as RoleConfig, Tree, Upstream};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Digest, NodeId, NodeStatus, RoleName, State, Status, TreeStatus, Trouble, escaped};
+use crate::model::{Digest, Mark, NodeId, NodeStatus, RoleName, State, Status, TreeStatus, Trouble, escaped};
 use crate::peer::tls::{Identity, TlsFiles};
 use crate::peer::{Address, Client, Listener, Reason, Serve, Server};
 use crate::plan::PlanId;
@@ -24,6 +26,9 @@ use crate::plan::PlanId;
 const START: Duration = Duration::from_secs(10);
 /// An end takes no longer than this, whatever hangs.
 const END: Duration = Duration::from_secs(4);
+
+/// The main loop shows so often that it goes round.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// A running agent.
 pub struct Agent {
@@ -35,6 +40,10 @@ pub struct Agent {
     /// Digest of the certificate files, so that a reload sees whether they were renewed.
     certificates: Mutex<Option<Digest>>,
     trees: Mutex<BTreeMap<String, Running>>,
+    /// Held while the data port is told of its trees: the last to tell tells of all.
+    telling: Mutex<()>,
+    /// When the main loop last went round, boot time in ms.
+    heartbeat: Arc<AtomicU64>,
     data: Option<SocketAddr>,
     stop: CancellationToken,
 }
@@ -77,6 +86,7 @@ impl Agent {
             }
         }
         let socket = bind_unix(&config.listen.socket, "listen.socket")?;
+        let ports = crate::serve::Ports::bind(config.listen.public, config.listen.agent_check)?;
         let agent = Arc::new(Self {
             state_dir,
             started: boot_ms(),
@@ -84,10 +94,15 @@ impl Agent {
             identity: Mutex::new(identity),
             certificates: Mutex::new(certificates(&config)),
             trees: Mutex::default(),
+            telling: Mutex::default(),
+            heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
             stop,
             config: Mutex::new(config),
         });
+        tokio::spawn(beat(agent.heartbeat.clone(), agent.stop.clone()));
+        // answers while the trees start, also when one of them hangs
+        ports.serve(&agent, &agent.stop)?;
         let trees = lock(&agent.config).trees.clone();
         agent.start_trees(trees).await;
         tokio::spawn(crate::serve::local(socket, agent.clone(), agent.stop.clone()));
@@ -124,7 +139,9 @@ impl Agent {
         if self.stop.is_cancelled() {
             role.stop();
         }
-        lock(&self.trees).insert(tree.name.clone(), Running { config: tree, role, serve });
+        let before = lock(&self.trees).insert(tree.name.clone(), Running { config: tree, role, serve });
+        // closing what it had open may touch a disk: not under the lock
+        drop(before);
         self.set_served();
     }
 
@@ -156,9 +173,10 @@ impl Agent {
 
     /// Tells the data port which trees there are.
     fn set_served(&self) {
-        let trees = lock(&self.trees);
-        let served = trees.iter().filter_map(|(name, t)| Some((name.clone(), t.serve.clone()?)));
-        self.server.set_trees(served.collect());
+        let _one = lock(&self.telling);
+        let of = |(name, t): (&String, &Running)| Some((name.clone(), t.serve.clone()?));
+        let served = lock(&self.trees).iter().filter_map(of).collect();
+        self.server.set_trees(served);
     }
 
     /// Where the data port really listens (a port of 0 is replaced by a free one).
@@ -166,9 +184,15 @@ impl Agent {
         self.data
     }
 
-    /// As everything is now; from memory.
+    /// When the main loop last went round, in milliseconds of the boot clock; a second ago at most while it is well.
+    pub fn heartbeat(&self) -> Arc<AtomicU64> {
+        self.heartbeat.clone()
+    }
+
+    /// As everything is now; from memory: no lock that it takes is ever held while a disk or a peer is waited for.
     pub fn status(&self) -> Status {
-        let config = lock(&self.config);
+        let config = lock(&self.config).clone();
+        let up = boot_ms().saturating_sub(self.started);
         let days =
             lock(&self.identity).as_ref().map(|i| (i.not_after() - wall_ms() / 1000).div_euclid(86_400));
         let trees = lock(&self.trees);
@@ -176,20 +200,32 @@ impl Agent {
         // our own failures are nobody's refusal
         let refused =
             counters.refused.iter().filter(|(why, _)| **why != Reason::Failed).map(|(_, n)| n).sum();
+        let drained: Option<Mark> = None;
         let of = |t: &Running| {
             let refused_peers = if t.serve.is_some() { refused } else { 0 };
-            TreeStatus { refused_peers, ..t.role.status() }
+            let mut status = TreeStatus { refused_peers, ..t.role.status() };
+            if let Some(own) = status.nodes.first_mut() {
+                own.drained = drained.clone();
+                own.faults = drained.iter().map(health::drained).collect();
+                own.faults.extend(health::judge(&config.health, &t.config, own, up));
+            }
+            status
         };
+        // one that is being started (again), and perhaps waits for its disk, is not forgotten
+        let absent = config.trees.iter().filter(|t| !trees.contains_key(&t.name));
+        let mut all: Vec<TreeStatus> = trees.values().map(of).collect();
+        all.extend(absent.map(|t| starting(&config, t)));
+        all.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             schema: Status::SCHEMA,
             node: config.node.id.clone(),
             zone: config.node.zone.clone(),
             cluster: config.cluster.name.clone(),
-            started_ms_ago: boot_ms().saturating_sub(self.started),
+            started_ms_ago: up,
             certificate_days_left: days,
-            drained: None,
-            trees: trees.values().map(of).collect(),
+            drained,
+            trees: all,
         }
     }
 
@@ -240,9 +276,13 @@ impl Agent {
         let stays = |t: &Running| {
             new.trees.contains(&t.config) && !(renewed && matches!(t.config.role, RoleConfig::Mirror(_)))
         };
-        let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut *lock(&self.trees)).into_iter().partition(|(_, t)| stays(t));
-        *lock(&self.trees) = kept;
+        let ended = {
+            let mut trees = lock(&self.trees);
+            let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                std::mem::take(&mut *trees).into_iter().partition(|(_, t)| stays(t));
+            *trees = kept;
+            ended
+        };
         self.set_served();
         let roles: Vec<_> = ended.values().map(|t| t.role.clone()).collect();
         end(&roles).await;
@@ -314,12 +354,33 @@ struct FailedTree {
     e: Error,
 }
 
+fn role_name(tree: &Tree) -> RoleName {
+    match tree.role {
+        RoleConfig::Source(_) => RoleName::Source,
+        RoleConfig::Mirror(_) => RoleName::Mirror,
+    }
+}
+
+/// A tree that does not run yet.
+fn starting(config: &Config, tree: &Tree) -> TreeStatus {
+    let own = NodeStatus {
+        zone: config.node.zone.clone(),
+        ..NodeStatus::new(config.node.id.clone(), role_name(tree))
+    };
+    TreeStatus { nodes: vec![own], ..TreeStatus::new(&tree.name, &escaped(&tree.path)) }
+}
+
+/// Shows that the main loop goes round.
+async fn beat(heartbeat: Arc<AtomicU64>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        heartbeat.store(boot_ms(), Ordering::Relaxed);
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
 impl Role for FailedTree {
     fn status(&self) -> TreeStatus {
-        let role = match self.config.role {
-            RoleConfig::Source(_) => RoleName::Source,
-            RoleConfig::Mirror(_) => RoleName::Mirror,
-        };
+        let role = role_name(&self.config);
         let error = Trouble { what: self.e.to_string(), for_ms: 0 };
         let own = NodeStatus {
             state: State::Failed,

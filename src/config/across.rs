@@ -17,10 +17,32 @@ pub(super) fn check(root: &Table<'_>, trees: &Trees<'_>) {
     places(root, trees, data.as_ref());
     needs(root, trees, data.as_ref());
     own_source(root, trees, data.as_ref());
+    one_port_each(&listen, data.as_ref());
     if let Some(Endpoint::Tcp(address)) = data
         && address.port() == 0
     {
         listen.warning("data", wrong("port 0 is another port at every start; mirrors cannot know it"));
+    }
+}
+
+/// Each TCP port of the agent serves one purpose.
+fn one_port_each(listen: &Table<'_>, data: Option<&Endpoint>) {
+    let mut before = Vec::new();
+    if let Some(Endpoint::Tcp(address)) = data {
+        before.push(("data", *address));
+    }
+    for key in ["public", "agent-check"] {
+        let Some(address) = listen.read(key, value::address) else { continue };
+        let same = |other: &&(&str, std::net::SocketAddr)| {
+            let (ip, own) = (other.1.ip(), address.ip());
+            address.port() != 0
+                && other.1.port() == address.port()
+                && (ip == own || ip.is_unspecified() || own.is_unspecified())
+        };
+        if let Some((other, _)) = before.iter().find(same) {
+            listen.error(key, wrong(format!("`{address}` is also what listen.{other} listens on")));
+        }
+        before.push((key, address));
     }
 }
 

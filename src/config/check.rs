@@ -11,6 +11,7 @@ use super::raw::{MIRROR_ONLY, SOURCE_ONLY, Table};
 use super::{
     Activate, Allow, Cluster, Config, DriftPolicy, Listen, Log, LogFormat, MirrorRole, Node, Role,
     SourceRole, Store, Tls, Tree, Upstream, across, amount, refresh, value,
+    SourceRole, Store, Tls, Tree, Upstream, across, amount, health, value,
 };
 use crate::model::NodeId;
 
@@ -57,6 +58,7 @@ fn config(root: &Table<'_>) -> Option<Config> {
     let tls = root.has("tls").then(|| tls(&root.section("tls")));
     let cluster = cluster(&root.section("cluster"));
     let log = log(&root.section("log"));
+    let health = health::health(&root.section("health"));
     let state_dir = root.read("state-dir", value::absolute);
     let trees = root.section("tree");
     let tables = trees.tables();
@@ -71,6 +73,7 @@ fn config(root: &Table<'_>) -> Option<Config> {
         tls: tls.flatten(),
         cluster,
         log,
+        health,
         state_dir,
         trees: built.into_iter().collect::<Option<_>>()?,
     })
@@ -89,6 +92,8 @@ fn listen(t: &Table<'_>) -> Listen {
     Listen {
         data: t.read("data", value::endpoint),
         socket: t.read("socket", value::socket).unwrap_or_else(|| PathBuf::from(super::SOCKET)),
+        public: t.read("public", value::address),
+        agent_check: t.read("agent-check", value::address),
     }
 }
 

@@ -8,6 +8,7 @@
 mod across;
 mod amount;
 mod check;
+mod health;
 mod problem;
 #[cfg(test)]
 mod properties;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use amount::{Size, Span};
+pub use health::{Fault, Health};
 pub use problem::{Parsed, Problem, Severity};
 pub(crate) use refresh::is_secret;
 pub use refresh::{
@@ -59,6 +61,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// `[log]`.
     pub log: Log,
+    /// `[health]`: what takes the node out of its load balancer.
+    pub health: Health,
     /// `state-dir`: where indexes and states are kept; `None` for the default of the commands.
     pub state_dir: Option<PathBuf>,
     /// `[tree.NAME]`, at least one, in the order of the file.
@@ -81,6 +85,10 @@ pub struct Listen {
     pub data: Option<Endpoint>,
     /// The socket of local administration: its file rights are the administrator's rights.
     pub socket: PathBuf,
+    /// Where load balancers, Prometheus and browsers ask; `None`: nowhere.
+    pub public: Option<SocketAddr>,
+    /// Where HAProxy's agent checks ask; `None`: nowhere.
+    pub agent_check: Option<SocketAddr>,
 }
 
 /// Where to listen. Printed as the configuration has it.
@@ -292,6 +300,8 @@ impl Config {
             ("node.zone", self.node.zone != new.node.zone),
             ("listen.data", self.listen.data != new.listen.data),
             ("listen.socket", self.listen.socket != new.listen.socket),
+            ("listen.public", self.listen.public != new.listen.public),
+            ("listen.agent-check", self.listen.agent_check != new.listen.agent_check),
             ("cluster.name", self.cluster.name != new.cluster.name),
             ("state-dir", self.state_dir != new.state_dir),
             ("log.format", self.log.format != new.log.format),

@@ -44,11 +44,14 @@ const HTTP: [&str; 9] = ["url", "method", "headers", "body", "expect", "contains
 /// The sections by name; the first is the file itself.
 const SECTIONS: [(&str, &[&[&str]]); 13] = [
     ("", &[&["node", "listen", "tls", "cluster", "log", "tree", "state-dir"]]),
+const SECTIONS: [(&str, &[&[&str]]); 8] = [
+    ("", &[&["node", "listen", "tls", "cluster", "log", "health", "tree", "state-dir"]]),
     ("node", &[&["id", "zone"]]),
-    ("listen", &[&["data", "socket"]]),
+    ("listen", &[&["data", "socket", "public", "agent-check"]]),
     ("tls", &[&["cert", "key", "ca"]]),
     ("cluster", &[&["name", "store"]]),
     ("log", &[&["format", "level"]]),
+    ("health", &[&["drain-on", "refresh-failures", "startup-grace"]]),
     ("tree.NAME", &[&TREE, &BOTH_ROLES, &SOURCE_ONLY, &MIRROR_ONLY]),
     ("[tree.NAME.refresh]", &[&REFRESH]),
     ("tree.NAME.refresh.http", &[&HTTP]),

@@ -43,6 +43,8 @@ pub(super) fn to_toml(config: &Config) -> String {
     out.section("listen");
     out.set_if("data", config.listen.data.as_ref().map(ToString::to_string));
     out.set("socket", path(&config.listen.socket));
+    out.set_if("public", config.listen.public.map(|a| a.to_string()));
+    out.set_if("agent-check", config.listen.agent_check.map(|a| a.to_string()));
     if let Some(tls) = &config.tls {
         out.section("tls");
         out.set("cert", path(&tls.cert));
@@ -57,6 +59,11 @@ pub(super) fn to_toml(config: &Config) -> String {
     let format = if config.log.format == LogFormat::Json { "json" } else { "text" };
     out.set("format", format);
     out.set("level", config.log.level.as_str());
+    out.section("health");
+    let words = config.health.drain_on.iter().map(|fault| fault.word().to_owned());
+    out.set("drain-on", words.collect::<Vec<_>>());
+    out.set("refresh-failures", i64::try_from(config.health.refresh_failures).unwrap_or(i64::MAX));
+    out.set("startup-grace", amount::duration_text(config.health.startup_grace));
     for t in &config.trees {
         tree(&mut out, t);
     }

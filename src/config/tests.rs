@@ -94,7 +94,8 @@ fn what_the_example_has_commented_out_is_known_too() {
     // a comment says of each value whether it is the default or an example
     assert_eq!(full.log, plain.log);
     assert_eq!(full.cluster, plain.cluster);
-    assert_eq!(full.listen, plain.listen);
+    assert_eq!((&full.listen.data, &full.listen.socket), (&plain.listen.data, &plain.listen.socket));
+    assert_eq!(full.health, plain.health);
     for (full, plain) in full.trees.iter().zip(&plain.trees) {
         assert_eq!(
             (full.keep, full.keep_bytes, full.max_delete),
@@ -109,6 +110,10 @@ fn what_is_not_said_has_the_documented_default() {
     assert_eq!(c.node, Node { id: NodeId::new("a").unwrap(), zone: None });
     assert_eq!(c.listen.data, Some(Endpoint::Unix("/run/a.sock".into())));
     assert_eq!(c.listen.socket, Path::new("/run/syncagent/syncagent.sock"));
+    assert_eq!((c.listen.public, c.listen.agent_check), (None, None));
+    let own = [Fault::Lag, Fault::ContactAge, Fault::Failed, Fault::Refresh, Fault::Verify];
+    let health = Health { drain_on: own.into(), refresh_failures: 3, startup_grace: Duration::from_secs(10) };
+    assert_eq!(c.health, health);
     assert_eq!((c.tls, c.state_dir), (None, None));
     assert_eq!(c.cluster, Cluster { name: "default".into(), store: Store::Hub });
     assert_eq!(c.log, Log { format: LogFormat::Text, level: "info".into() });
@@ -157,6 +162,14 @@ fn every_key_is_read_into_its_place() {
         ["zz.configs-2026", "assets", "swapped"]
     );
     assert_eq!(c.listen.data, Some(Endpoint::Tcp("[::]:7444".parse().unwrap())));
+    assert_eq!(c.listen.public, Some("[::]:7445".parse().unwrap()));
+    assert_eq!(c.listen.agent_check, Some("127.0.0.1:7446".parse().unwrap()));
+    let health = Health {
+        drain_on: [Fault::Lag, Fault::Disconnected].into(),
+        refresh_failures: 5,
+        startup_grace: Duration::from_secs(60),
+    };
+    assert_eq!(c.health, health);
     let id = |s: &str| NodeId::new(s).unwrap();
     let role = SourceRole {
         allow: Allow::Nodes([id("app-1"), id("app-2")].into()),
@@ -419,13 +432,37 @@ fn includes_win_over_excludes_and_the_hold_file_over_both() {
 }
 
 #[test]
+fn what_is_wrong_with_health_and_the_public_port_is_named() {
+    for (text, needles) in [
+        ("[health]\ndrain-on = [\"lagg\"]\n", ["health.drain-on", "contact-age"]),
+        ("[health]\nrefresh-failures = 0\n", ["health.refresh-failures", "at least 1"]),
+        ("[health]\nstartup-grace = \"soon\"\n", ["health.startup-grace", "duration"]),
+        ("[health]\ndrain_on = []\n", ["health.drain_on", "drain-on"]),
+    ] {
+        one(&format!("{SOURCE}{text}"), &needles);
+    }
+    let listen = |line: &str| SOURCE.replace("[listen]", &format!("[listen]\n{line}"));
+    one(&listen("public = \"unix:/x\""), &["listen.public", "7421"]);
+    one(
+        &listen("public = \"[::]:7421\"\nagent-check = \"127.0.0.1:7421\""),
+        &["listen.agent-check", "listen.public"],
+    );
+    assert!(config(&format!("{SOURCE}[health]\ndrain-on = []\n")).health.drain_on.is_empty());
+}
+
+#[test]
 fn a_reload_names_what_it_cannot_take_over() {
     let old = config(SOURCE);
     assert_eq!(old.needs_restart(&old), Vec::<&str>::new());
     let mut new = config(&SOURCE.replace("settle", "").replace("/srv/t", "/srv/u"));
     assert_eq!(old.needs_restart(&new), Vec::<&str>::new());
     new.node = Node { id: NodeId::new("z").unwrap(), zone: Some("z".into()) };
-    new.listen = Listen { data: None, socket: "/z".into() };
+    new.listen = Listen {
+        data: None,
+        socket: "/z".into(),
+        public: Some("0.0.0.0:1".parse().unwrap()),
+        agent_check: Some("0.0.0.0:2".parse().unwrap()),
+    };
     new.cluster.name = "z".into();
     new.state_dir = Some("/z".into());
     new.log.format = LogFormat::Json;
@@ -435,6 +472,8 @@ fn a_reload_names_what_it_cannot_take_over() {
         "node.zone",
         "listen.data",
         "listen.socket",
+        "listen.public",
+        "listen.agent-check",
         "cluster.name",
         "state-dir",
         "log.format",

@@ -112,6 +112,13 @@ pub(super) fn endpoint(value: &DeValue<'_>) -> Read<Endpoint> {
     text.parse::<SocketAddr>().map(Endpoint::Tcp).map_err(bad)
 }
 
+/// A TCP address that anybody may connect to.
+pub(super) fn address(value: &DeValue<'_>) -> Read<SocketAddr> {
+    let text = text(value)?;
+    let hint = "\"0.0.0.0:7421\" or \"[::]:7421\" for all, \"127.0.0.1:7421\" for this host only";
+    text.parse().map_err(|_| wrong(format!("`{text}` is not an address with a port")).hint(hint))
+}
+
 /// Where a mirror reads.
 pub(super) fn upstream(value: &DeValue<'_>) -> Read<Upstream> {
     let text = text(value)?;

@@ -1,8 +1,10 @@
-//! What an agent answers on its local socket, and how the other commands ask. The rights on the socket's file
-//! are the administrator's rights.
+//! What an agent answers: on its local socket, where the rights on the file are the administrator's rights, and how the
+//! other commands ask there; and on the public port, which tells everybody how the node is and changes nothing.
 
 mod ask;
 mod local;
+mod public;
 
 pub use ask::ask;
 pub use local::local;
+pub use public::Ports;

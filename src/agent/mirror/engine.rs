@@ -335,7 +335,9 @@ impl Engine {
             // a commit that was decided is carried out by the next session
             Err(e) if e.class == Class::Transient && Journal::pending(&s.control.dir)?.is_none() => {
                 s.retry(&e, newest.id);
-                self.trouble(State::Failed, e.to_string());
+                // what the source or the way to it did not give is no failure here
+                let here = e.source.is_some();
+                self.trouble(if here { State::Failed } else { State::Fetching }, e.to_string());
                 self.look(s, false)?;
                 Ok(None)
             }

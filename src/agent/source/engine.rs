@@ -484,18 +484,25 @@ impl Engine {
                 for_ms: u64::try_from(h.since.elapsed().as_millis()).unwrap_or(0),
             })
             .collect();
-        let mut shared = self.tree.shared();
-        shared.held_count = held.len() as u64;
-        held.truncate(MAX_HELD);
-        shared.held = held;
         let reason = s.watcher.degraded();
+        let watch = WatchStatus {
+            native: reason.is_none(),
+            directories: s.watcher.count() as u64,
+            reason: reason.clone(),
+        };
+        let count = held.len() as u64;
+        held.truncate(MAX_HELD);
+        let before = {
+            let mut shared = self.tree.shared();
+            (shared.held_count, shared.held) = (count, held);
+            std::mem::replace(&mut shared.watch, watch)
+        };
+        // not under the lock: who reads the log may hang
         if let Some(reason) = &reason
-            && shared.watch.reason.as_ref() != Some(reason)
+            && before.reason.as_ref() != Some(reason)
         {
             tracing::warn!(tree = self.name(), "{reason}");
         }
-        shared.watch =
-            WatchStatus { native: reason.is_none(), directories: s.watcher.count() as u64, reason };
     }
 
     /// Writes the register of nodes down, now and then.

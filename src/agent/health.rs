@@ -1,0 +1,242 @@
+//! Whether this node should take traffic, judged from what it knows of itself.
+//!
+//! Only the node's own faults count by default. The source gone, a pause or a refused plan meets all nodes of a
+//! cluster at once: if that drained them, an outage of the deployment would become one of the service.
+
+use crate::config::{Fault, Health, Tree};
+use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State};
+
+/// A reason is cut here, in characters: it goes into one line of a load balancer's log.
+const LONGEST: usize = 300;
+
+/// Why the node takes no traffic because of this tree, one line each; empty when it may. `own` is the node's own row,
+/// `up_ms` the milliseconds since the agent started.
+pub(super) fn judge(health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64) -> Vec<String> {
+    let found = |fault: &Fault| why(*fault, health, tree, own, up_ms);
+    let reasons = health.drain_on.iter().filter_map(found);
+    reasons.map(|reason| line(&format!("{}: {reason}", tree.name))).collect()
+}
+
+/// The reason that an operator gave, which counts for every tree.
+pub(super) fn drained(mark: &Mark) -> String {
+    let reason = mark.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    line(&format!("drained by {}{reason}", mark.who))
+}
+
+fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64) -> Option<String> {
+    let said = || own.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
+    let mirror = own.role == RoleName::Mirror;
+    match fault {
+        Fault::Lag => {
+            let limit = ms(tree.max_lag?);
+            match own.lag_ms {
+                Some(lag) => over("lag", lag, "max-lag", limit),
+                // after the grace a source that is away counts as such, not as lag
+                None => (up_ms < ms(health.startup_grace))
+                    .then(|| "the lag is not known yet: the source was not heard since the start".to_owned()),
+            }
+        }
+        Fault::ContactAge if mirror => {
+            let limit = ms(tree.max_contact_age?);
+            over("contact-age", own.contact_age_ms.unwrap_or(up_ms), "max-contact-age", limit)
+        }
+        Fault::ContactAge => None,
+        Fault::Failed => (own.state == State::Failed).then(|| format!("failed{}", said())),
+        Fault::Refresh => {
+            let refresh = own.refresh.as_ref()?;
+            // between two attempts it is at something else, and no better for it
+            let failing = refresh.state == RefreshState::Failing
+                || refresh.error.is_some() && refresh.state != RefreshState::Idle;
+            (failing && refresh.attempts >= health.refresh_failures).then(|| {
+                let said = refresh.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
+                format!("the refresh failed {} times{said}", refresh.attempts)
+            })
+        }
+        Fault::Verify => {
+            let refresh = own.refresh.as_ref()?;
+            (refresh.state == RefreshState::VerifyFailed).then(|| {
+                let said = refresh.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
+                format!("the server does not see the change{said}")
+            })
+        }
+        Fault::Drift if own.drift > 0 => Some(format!("{} paths were edited here", own.drift)),
+        Fault::Drift => (own.state == State::Drift).then(|| format!("edited here{}", said())),
+        Fault::Refused => (own.state == State::Refused || own.plan.is_some()).then(|| {
+            let why = own.plan.as_ref().map(|p| format!(": {}", p.reason)).unwrap_or_default();
+            format!("a plan was refused{why}")
+        }),
+        Fault::Paused => match &own.paused {
+            Some(mark) => Some(format!("paused by {}", mark.who)),
+            None => (own.state == State::Paused).then(|| "paused".to_owned()),
+        },
+        Fault::Incomplete => (own.state == State::Incomplete).then(|| format!("incomplete{}", said())),
+        Fault::Disconnected => {
+            (mirror && !own.connected).then(|| format!("no connection to the source{}", said()))
+        }
+    }
+}
+
+fn over(what: &str, is: u64, name: &str, limit: u64) -> Option<String> {
+    // whole seconds, unless that would read as a contradiction
+    let coarse = limit.is_multiple_of(1000) && is / 1000 > limit / 1000;
+    let shown = |ms: u64| match coarse {
+        true => format!("{} s", ms / 1000),
+        false => format!("{} s", ms as f64 / 1000.0),
+    };
+    (is > limit).then(|| format!("{what} {} is over {name} {}", shown(is), shown(limit)))
+}
+
+fn ms(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// One line, of a bounded length.
+fn line(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut line: String = text.chars().take(LONGEST).map(plain).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::model::{NodeId, RefreshStatus, RefusedPlan, Trouble};
+
+    const TEXT: &str = "[node]\nid = \"b\"\n[tree.deployment]\npath = \"/srv/t\"\nrole = \"mirror\"\n\
+        source = \"unix:/run/a.sock\"\nmax-lag = \"60s\"\nmax-contact-age = \"5min\"\n";
+
+    fn tree() -> Tree {
+        Config::parse(TEXT).config.unwrap().trees.remove(0)
+    }
+
+    /// A mirror with nothing wrong.
+    fn fine() -> NodeStatus {
+        NodeStatus {
+            state: State::Current,
+            lag_ms: Some(0),
+            contact_age_ms: Some(40),
+            connected: true,
+            consistent: true,
+            ..NodeStatus::new(NodeId::new("b").unwrap(), RoleName::Mirror)
+        }
+    }
+
+    fn trouble(what: &str) -> Option<Trouble> {
+        Some(Trouble { what: what.into(), for_ms: 5 })
+    }
+
+    fn refresh(state: RefreshState, attempts: u64, error: Option<Trouble>) -> NodeStatus {
+        let refresh = RefreshStatus { state, action: Some("carbon".into()), attempts, error };
+        NodeStatus { refresh: Some(refresh), ..fine() }
+    }
+
+    fn mark() -> Option<Mark> {
+        Some(Mark { who: "ops (process 7, syncagent)".into(), reason: None, for_ms: 1 })
+    }
+
+    fn judged(own: &NodeStatus, up_s: u64) -> Vec<String> {
+        judge(&Health::default(), &tree(), own, up_s * 1000)
+    }
+
+    #[test]
+    fn what_drains_by_default() {
+        let long = 3600;
+        for (own, up_s, expected) in [
+            (fine(), long, ""),
+            (NodeStatus { lag_ms: Some(60_000), ..fine() }, long, ""),
+            (NodeStatus { lag_ms: Some(75_300), ..fine() }, long, "lag 75 s is over max-lag 60 s"),
+            (NodeStatus { lag_ms: Some(60_200), ..fine() }, long, "lag 60.2 s is over max-lag 60 s"),
+            // not heard yet: out until the grace has passed, and then the source is away
+            (
+                NodeStatus { lag_ms: None, contact_age_ms: None, ..fine() },
+                9,
+                "the lag is not known yet: the source was not heard since the start",
+            ),
+            (NodeStatus { lag_ms: None, contact_age_ms: None, ..fine() }, 10, ""),
+            (
+                NodeStatus { lag_ms: None, contact_age_ms: None, ..fine() },
+                301,
+                "contact-age 301 s is over max-contact-age 300 s",
+            ),
+            (
+                NodeStatus { contact_age_ms: Some(400_000), ..fine() },
+                long,
+                "contact-age 400 s is over max-contact-age 300 s",
+            ),
+            (
+                NodeStatus { state: State::Failed, error: trouble("cannot open /srv/t"), ..fine() },
+                long,
+                "failed: cannot open /srv/t",
+            ),
+            (refresh(RefreshState::Idle, 0, None), long, ""),
+            (refresh(RefreshState::Running, 9, None), long, ""),
+            (refresh(RefreshState::Failing, 2, trouble("500")), long, ""),
+            (refresh(RefreshState::Failing, 3, trouble("500")), long, "the refresh failed 3 times: 500"),
+            (refresh(RefreshState::Running, 4, trouble("500")), long, "the refresh failed 4 times: 500"),
+            (
+                refresh(RefreshState::VerifyFailed, 1, trouble("404")),
+                long,
+                "the server does not see the change: 404",
+            ),
+        ] {
+            let reasons = judged(&own, up_s);
+            let expected: Vec<String> =
+                (!expected.is_empty()).then(|| format!("deployment: {expected}")).into_iter().collect();
+            assert_eq!(reasons, expected, "{own:?}");
+        }
+    }
+
+    /// Each with the word that makes it a fault all the same.
+    #[test]
+    fn what_meets_the_whole_cluster_drains_only_where_that_is_configured() {
+        let plan = RefusedPlan { id: "0123".into(), reason: "900 of 1000 files".into(), lost: 900 };
+        for (word, own) in [
+            ("disconnected", NodeStatus { state: State::Disconnected, connected: false, ..fine() }),
+            ("disconnected", NodeStatus { state: State::Fetching, connected: false, ..fine() }),
+            ("paused", NodeStatus { paused: mark(), ..fine() }),
+            ("paused", NodeStatus { state: State::Paused, ..fine() }),
+            ("refused", NodeStatus { state: State::Refused, plan: Some(plan), ..fine() }),
+            ("drift", NodeStatus { state: State::Drift, drift: 3, ..fine() }),
+            ("incomplete", NodeStatus { state: State::Incomplete, error: trouble("2 paths"), ..fine() }),
+        ] {
+            assert_eq!(judged(&own, 3600), Vec::<String>::new(), "{word}");
+            let fault = Fault::ALL.iter().find(|(w, _)| *w == word).unwrap().1;
+            let health = Health { drain_on: [fault].into(), ..Health::default() };
+            assert_eq!(judge(&health, &tree(), &own, 3_600_000).len(), 1, "{word}");
+        }
+    }
+
+    #[test]
+    fn no_limit_no_fault_and_a_word_left_out_is_none() {
+        let late = NodeStatus { lag_ms: Some(u64::MAX), contact_age_ms: Some(u64::MAX), ..fine() };
+        let unlimited = Tree { max_lag: None, max_contact_age: None, ..tree() };
+        assert_eq!(judge(&Health::default(), &unlimited, &late, 1), Vec::<String>::new());
+        let unheard = NodeStatus { lag_ms: None, contact_age_ms: None, ..fine() };
+        assert_eq!(judge(&Health::default(), &unlimited, &unheard, 1), Vec::<String>::new());
+        let nothing = Health { drain_on: [].into(), ..Health::default() };
+        let failed = NodeStatus { state: State::Failed, ..late };
+        assert_eq!(judge(&nothing, &tree(), &failed, 1), Vec::<String>::new());
+        let source = NodeStatus { role: RoleName::Source, contact_age_ms: None, ..fine() };
+        assert_eq!(judged(&source, 4000), Vec::<String>::new(), "a source hears nobody");
+    }
+
+    #[test]
+    fn a_reason_is_one_line_of_bounded_length() {
+        let own = NodeStatus { state: State::Failed, error: trouble(&"x\ny".repeat(400)), ..fine() };
+        let reasons = judged(&own, 3600);
+        assert_eq!(reasons[0].chars().count(), LONGEST + 1);
+        assert!(!reasons[0].contains('\n'));
+        let said = drained(&Mark { reason: Some("kernel\nupdate".into()), ..mark().unwrap() });
+        assert_eq!(said, "drained by ops (process 7, syncagent): kernel update");
+        let sub = Tree { max_lag: Some(Duration::from_millis(500)), ..tree() };
+        let own = NodeStatus { lag_ms: Some(1700), ..fine() };
+        let said = judge(&Health::default(), &sub, &own, 1);
+        assert_eq!(said, ["deployment: lag 1.7 s is over max-lag 0.5 s"]);
+    }
+}
