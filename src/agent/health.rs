@@ -32,7 +32,7 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64)
             match own.lag_ms {
                 Some(lag) => over("lag", lag, "max-lag", limit),
                 // after the grace a source that is away counts as such, not as lag
-                None => (up_ms < ms(health.startup_grace))
+                None => (mirror && up_ms < ms(health.startup_grace))
                     .then(|| "the lag is not known yet: the source was not heard since the start".to_owned()),
             }
         }
@@ -222,8 +222,10 @@ mod tests {
         let nothing = Health { drain_on: [].into(), ..Health::default() };
         let failed = NodeStatus { state: State::Failed, ..late };
         assert_eq!(judge(&nothing, &tree(), &failed, 1), Vec::<String>::new());
-        let source = NodeStatus { role: RoleName::Source, contact_age_ms: None, ..fine() };
-        assert_eq!(judged(&source, 4000), Vec::<String>::new(), "a source hears nobody");
+        let source = NodeStatus { role: RoleName::Source, lag_ms: None, contact_age_ms: None, ..fine() };
+        for up_s in [1, 4000] {
+            assert_eq!(judged(&source, up_s), Vec::<String>::new(), "a source hears nobody");
+        }
     }
 
     #[test]

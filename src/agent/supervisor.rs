@@ -42,6 +42,8 @@ pub struct Agent {
     trees: Mutex<BTreeMap<String, Running>>,
     /// Held while the data port is told of its trees: the last to tell tells of all.
     telling: Mutex<()>,
+    /// When trees were last started, boot time in ms.
+    starting: AtomicU64,
     /// When the main loop last went round, boot time in ms.
     heartbeat: Arc<AtomicU64>,
     data: Option<SocketAddr>,
@@ -95,6 +97,7 @@ impl Agent {
             certificates: Mutex::new(certificates(&config)),
             trees: Mutex::default(),
             telling: Mutex::default(),
+            starting: AtomicU64::new(boot_ms()),
             heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
             stop,
@@ -201,20 +204,23 @@ impl Agent {
         let refused =
             counters.refused.iter().filter(|(why, _)| **why != Reason::Failed).map(|(_, n)| n).sum();
         let drained: Option<Mark> = None;
-        let of = |t: &Running| {
-            let refused_peers = if t.serve.is_some() { refused } else { 0 };
-            let mut status = TreeStatus { refused_peers, ..t.role.status() };
+        let judged = |tree: &Tree, mut status: TreeStatus| {
             if let Some(own) = status.nodes.first_mut() {
                 own.drained = drained.clone();
                 own.faults = drained.iter().map(health::drained).collect();
-                own.faults.extend(health::judge(&config.health, &t.config, own, up));
+                own.faults.extend(health::judge(&config.health, tree, own, up));
             }
             status
         };
+        let of = |t: &Running| {
+            let refused_peers = if t.serve.is_some() { refused } else { 0 };
+            judged(&t.config, TreeStatus { refused_peers, ..t.role.status() })
+        };
         // one that is being started (again), and perhaps waits for its disk, is not forgotten
         let absent = config.trees.iter().filter(|t| !trees.contains_key(&t.name));
+        let since = boot_ms().saturating_sub(self.starting.load(Ordering::Relaxed));
         let mut all: Vec<TreeStatus> = trees.values().map(of).collect();
-        all.extend(absent.map(|t| starting(&config, t)));
+        all.extend(absent.map(|t| judged(t, starting(&config, t, since))));
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -262,6 +268,7 @@ impl Agent {
         let restart = old.needs_restart(&new);
         let identity = load_identity(&new)?;
         let certificates = certificates(&new);
+        self.starting.store(boot_ms(), Ordering::Relaxed);
         let renewed = std::mem::replace(&mut *lock(&self.certificates), certificates) != certificates;
         self.server.set_tls(identity.as_ref().map(Identity::server_config));
         *lock(&self.identity) = identity;
@@ -361,9 +368,14 @@ fn role_name(tree: &Tree) -> RoleName {
     }
 }
 
-/// A tree that does not run yet.
-fn starting(config: &Config, tree: &Tree) -> TreeStatus {
+/// A tree that is being started since `since_ms`.
+fn starting(config: &Config, tree: &Tree, since_ms: u64) -> TreeStatus {
+    let hangs = Duration::from_millis(since_ms) > START + END;
+    let what =
+        || "the tree does not start: the disk that it, or the state directory, lies on hangs".to_owned();
     let own = NodeStatus {
+        state: if hangs { State::Failed } else { State::Starting },
+        error: hangs.then(|| Trouble { what: what(), for_ms: since_ms }),
         zone: config.node.zone.clone(),
         ..NodeStatus::new(config.node.id.clone(), role_name(tree))
     };

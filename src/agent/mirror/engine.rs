@@ -309,6 +309,7 @@ impl Engine {
         let newest = self.tree.shared().newest.clone();
         let Some(newest) = newest else {
             // nothing to compare with yet; drift is judged when the source was heard
+            self.begun_alone();
             if full || quiet {
                 self.look(s, full)?;
             }
@@ -342,6 +343,17 @@ impl Engine {
                 Ok(None)
             }
             Err(e) => Err(e),
+        }
+    }
+
+    /// All that is here was looked at, and the source does not answer: that is no start any more.
+    fn begun_alone(&self) {
+        let alone = {
+            let shared = self.tree.shared();
+            shared.state == State::Starting && shared.contact.report(boot_ms()).is_some()
+        };
+        if alone {
+            self.tree.enter(State::Disconnected);
         }
     }
 

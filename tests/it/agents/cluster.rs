@@ -29,7 +29,7 @@ pub struct Agent {
 }
 
 /// A free port of the loopback interface.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -127,6 +127,13 @@ impl Cluster {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(from), "{text}");
         std::fs::write(path, text.replace(from, to)).unwrap();
+    }
+
+    /// Adds sections, after the tree's.
+    pub fn add(&self, node: &str, text: &str) {
+        let path = self.config_path(node);
+        let before = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, before + text).unwrap();
     }
 
     /// Starts a node, and waits until it answers.

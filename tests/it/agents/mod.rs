@@ -5,3 +5,4 @@ pub mod cluster;
 mod faults;
 mod netns;
 mod network;
+mod public;

@@ -80,7 +80,7 @@ fn body(status: &Status, course: Course<'_>, unknown: Option<&str>) -> Markup {
     let (class, says) = match (&status.drained, out) {
         (Some(_), _) => ("warn", "drained: takes no traffic"),
         (None, true) => ("bad", "takes no traffic"),
-        (None, false) => ("good", "healthy"),
+        (None, false) => ("good", "takes traffic"),
     };
     html! {
         header {
@@ -207,12 +207,12 @@ fn refresh(node: &NodeStatus) -> Markup {
 fn notes(node: &NodeStatus) -> Markup {
     let mut notes: Vec<String> = Vec::new();
     if let Some(mark) = &node.drained {
-        notes.push(format!("drained for {} by {}", ago(mark.for_ms), mark.who));
+        notes.push(format!("drained for {}", ago(mark.for_ms)));
     } else if !node.faults.is_empty() {
         notes.push("takes no traffic".into());
     }
     if let Some(mark) = &node.paused {
-        notes.push(format!("paused for {} by {}", ago(mark.for_ms), mark.who));
+        notes.push(format!("paused for {}", ago(mark.for_ms)));
     }
     if node.drift > 0 {
         notes.push(format!("{} edited", count(node.drift, "path")));

@@ -2,27 +2,31 @@
   "use strict";
   const main = document.querySelector("main");
   const silent = document.getElementById("silent");
-  const remember = () => [...main.querySelectorAll("details[open]")].map((d) => d.id);
-  let shown = main.innerHTML;
+  // every text in it is escaped, so the first end tag is the end
+  const part = (page, tag) => {
+    const from = page.indexOf(`<${tag}>`);
+    const to = page.indexOf(`</${tag}>`);
+    if (from < 0 || to < from) throw new Error("no page");
+    return page.slice(from + tag.length + 2, to);
+  };
+  let shown = "";
   async function look() {
     // what somebody is copying stays
-    const busy = document.hidden || !getSelection().isCollapsed;
-    if (!busy) {
+    if (!document.hidden && getSelection().isCollapsed) {
       const end = new AbortController();
       const timer = setTimeout(() => end.abort(), 5000);
       try {
         const answer = await fetch("/", { cache: "no-store", signal: end.signal });
-        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-        const next = page.querySelector("main");
-        if (!answer.ok || !next) throw new Error("no page");
-        if (next.innerHTML !== shown) {
-          shown = next.innerHTML;
-          const open = remember();
+        if (!answer.ok) throw new Error("no answer");
+        const page = await answer.text();
+        const next = part(page, "main");
+        if (next !== shown) {
+          const open = [...main.querySelectorAll("details[open]")].map((d) => d.id);
           const focused = document.activeElement?.closest("details[id]")?.id;
-          main.replaceChildren(...next.childNodes);
+          main.innerHTML = shown = next;
           for (const id of open) document.getElementById(id)?.setAttribute("open", "");
           if (focused) document.getElementById(focused)?.querySelector("summary").focus({ preventScroll: true });
-          document.title = page.title;
+          document.title = part(page, "title");
         }
         silent.hidden = true;
       } catch {

@@ -47,7 +47,7 @@ fn what_is_said_of_a_healthy_cluster_is_short() {
     (tree.watch.native, tree.watch.reason) = (true, None);
     assert_eq!(troubles(&status).len(), 0, "{:?}", troubles(&status));
     let page = page(&status);
-    assert!(page.contains("Nothing is wrong") && page.contains("healthy"));
+    assert!(page.contains("Nothing is wrong") && page.contains("takes traffic"));
     assert!(!page.contains("class=\"bad\""));
 }
 
