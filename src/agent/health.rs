@@ -3,15 +3,44 @@
 //! Only the node's own faults count by default. The source gone, a pause or a refused plan meets all nodes of a
 //! cluster at once: if that drained them, an outage of the deployment would become one of the service.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::config::{Fault, Health, Tree};
+use crate::disk::boot_ms;
 use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State};
 
 /// A reason is cut here, in characters: it goes into one line of a load balancer's log.
 const LONGEST: usize = 300;
 
+/// What the node is judged by; shared by the agent and its trees.
+#[derive(Debug)]
+pub(super) struct Limits {
+    /// As the configuration has it now.
+    health: Mutex<Health>,
+    /// When the agent started, boot time in ms.
+    started: u64,
+}
+
+impl Limits {
+    pub(super) fn new(health: Health) -> Self {
+        Self { health: Mutex::new(health), started: boot_ms() }
+    }
+
+    /// Takes over a new configuration.
+    pub(super) fn set(&self, health: Health) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+    }
+
+    /// Why the node takes no traffic because of this tree, now; see [`judge`].
+    pub(super) fn faults(&self, tree: &Tree, own: &NodeStatus) -> Vec<String> {
+        let up = boot_ms().saturating_sub(self.started);
+        judge(&self.health.lock().unwrap_or_else(PoisonError::into_inner), tree, own, up)
+    }
+}
+
 /// Why the node takes no traffic because of this tree, one line each; empty when it may. `own` is the node's own row,
 /// `up_ms` the milliseconds since the agent started.
-pub(super) fn judge(health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64) -> Vec<String> {
+fn judge(health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64) -> Vec<String> {
     let found = |fault: &Fault| why(*fault, health, tree, own, up_ms);
     let reasons = health.drain_on.iter().filter_map(found);
     reasons.map(|reason| line(&format!("{}: {reason}", tree.name))).collect()

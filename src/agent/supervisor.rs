@@ -42,6 +42,8 @@ pub struct Agent {
     trees: Mutex<BTreeMap<String, Running>>,
     /// Held while the data port is told of its trees: the last to tell tells of all.
     telling: Mutex<()>,
+    /// What the node's health is judged by.
+    limits: Arc<health::Limits>,
     /// When trees were last started, boot time in ms.
     starting: AtomicU64,
     /// When the main loop last went round, boot time in ms.
@@ -97,6 +99,7 @@ impl Agent {
             certificates: Mutex::new(certificates(&config)),
             trees: Mutex::default(),
             telling: Mutex::default(),
+            limits: Arc::new(health::Limits::new(config.health.clone())),
             starting: AtomicU64::new(boot_ms()),
             heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
@@ -169,7 +172,8 @@ impl Agent {
                 };
                 let (node, cluster) = (config.node.id.clone(), config.cluster.name.clone());
                 let client = Client::new(address, node, cluster, tree.name.clone());
-                (MirrorTree::start(tree, role, &config.node, &self.state_dir, client, threads)?, None)
+                let limits = self.limits.clone();
+                (MirrorTree::start(tree, role, &config.node, &self.state_dir, client, limits, threads)?, None)
             }
         })
     }
@@ -208,7 +212,7 @@ impl Agent {
             if let Some(own) = status.nodes.first_mut() {
                 own.drained = drained.clone();
                 own.faults = drained.iter().map(health::drained).collect();
-                own.faults.extend(health::judge(&config.health, tree, own, up));
+                own.faults.extend(self.limits.faults(tree, own));
             }
             status
         };
@@ -268,6 +272,7 @@ impl Agent {
         let restart = old.needs_restart(&new);
         let identity = load_identity(&new)?;
         let certificates = certificates(&new);
+        self.limits.set(new.health.clone());
         self.starting.store(boot_ms(), Ordering::Relaxed);
         let renewed = std::mem::replace(&mut *lock(&self.certificates), certificates) != certificates;
         self.server.set_tls(identity.as_ref().map(Identity::server_config));

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::health::Limits;
 use super::role::{Reply, Role, Trouble};
 use super::state::TreeState;
 use crate::config;
@@ -47,6 +48,8 @@ pub(super) struct MirrorTree {
     zone: Option<String>,
     state: TreeState,
     client: Client,
+    /// What the node's health is judged by.
+    limits: Arc<Limits>,
     orders: Sender<Order>,
     woken: AtomicBool,
     /// The whole mirror ends.
@@ -118,6 +121,7 @@ impl MirrorTree {
         node: &config::Node,
         state_dir: &std::path::Path,
         client: Client,
+        limits: Arc<Limits>,
         threads: usize,
     ) -> Result<Arc<Self>> {
         let path = super::paths::destination(&config.path)?;
@@ -130,6 +134,7 @@ impl MirrorTree {
             zone: node.zone.clone(),
             state,
             client,
+            limits,
             orders,
             woken: AtomicBool::new(false),
             stop: Arc::default(),
@@ -214,6 +219,8 @@ impl MirrorTree {
 
     /// What the source is told.
     fn report_now(&self) -> Report {
+        let own = self.status().nodes.into_iter().next();
+        let faults = own.map(|own| self.limits.faults(&self.config, &own)).unwrap_or_default();
         let now = boot_ms();
         let mut shared = self.shared();
         let converged = std::mem::take(&mut shared.converged);
@@ -226,6 +233,7 @@ impl MirrorTree {
             drift: shared.drift,
             plan: shared.plan.clone(),
             error: shared.trouble.report(now),
+            faults,
             converged,
             zone: self.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

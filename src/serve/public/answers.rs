@@ -139,11 +139,13 @@ async fn health(State(answers): State<Arc<Answers>>, Query(which): Query<Which>)
 }
 
 async fn alive(State(answers): State<Arc<Answers>>) -> Response {
-    let age = boot_ms().saturating_sub(answers.heartbeat.load(Ordering::Relaxed));
-    if age > DEAD {
-        return judged(&[format!("the main loop hangs since {} s", age / 1000)]);
-    }
-    said(StatusCode::OK, "ok")
+    pulse(boot_ms().saturating_sub(answers.heartbeat.load(Ordering::Relaxed)))
+}
+
+/// `age`: ms since the main loop last went round.
+fn pulse(age: u64) -> Response {
+    let dead = (age > DEAD).then(|| format!("the main loop hangs since {} s", age / 1000));
+    judged(dead.as_slice())
 }
 
 async fn ready(State(answers): State<Arc<Answers>>) -> Response {
@@ -187,4 +189,26 @@ async fn people(State(answers): State<Arc<Answers>>) -> Response {
     more.insert(HeaderName::from_static("referrer-policy"), HeaderValue::from_static("no-referrer"));
     response.headers_mut().extend(more);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_main_loop_that_does_not_go_round_is_dead_after_half_a_minute() {
+        for (age, status) in [(0, 200), (30_000, 200), (30_001, 503)] {
+            assert_eq!(pulse(age).status(), status, "{age} ms");
+        }
+    }
+
+    #[test]
+    fn an_old_picture_says_nothing_of_now() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/status/schema-1.json");
+        let status: model::Status = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let now = boot_ms();
+        assert_eq!(stale(&View { status: status.clone(), at: now }), None);
+        let old = View { status, at: now.saturating_sub(STALE + 1_500) };
+        assert!(stale(&old).unwrap().contains("hangs"));
+    }
 }

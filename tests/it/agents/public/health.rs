@@ -103,7 +103,7 @@ fn a_refused_plan_and_a_publication_that_is_refused_drain_nobody() {
 
 #[test]
 fn drift_drains_only_where_that_is_configured_which_a_reload_takes_over_at_once() {
-    let (c, _a, b, port) = pair("", "drift = \"report\"\n", "");
+    let (c, a, b, port) = pair("", "drift = \"report\"\n", "");
     c.scratch.write("b/tree/d1/f1", "edited on the mirror");
     b.wait_for_state("drift");
     stays_healthy(port, &b);
@@ -115,6 +115,7 @@ fn drift_drains_only_where_that_is_configured_which_a_reload_takes_over_at_once(
     assert_eq!(port.check(), "ready down#t: 1 paths were edited here\n");
     assert!(port.get("/metrics").body.contains("\nsyncagent_node_healthy 0\n"));
     assert_eq!((port.get("/livez").status, port.get("/readyz").status), (200, 200));
+    until("the source knowing", || a.row("b")["faults"][0] == "t: 1 paths were edited here");
     // what a running agent cannot take over is said
     c.edit("b", "public = ", "# public = ");
     b.signal(Signal::HUP);
