@@ -66,13 +66,19 @@ impl Ports {
             .max_blocking_threads(WRITERS)
             .build()
             .context(|| "start the runtime of the public port".into())?;
+        let listen = |listener: Option<TcpListener>| {
+            let _inside = runtime.enter();
+            let cannot = || "listen on the public port".into();
+            listener.map(|l| tokio::net::TcpListener::from_std(l).context(cannot)).transpose()
+        };
+        let (public, agent_check) = (listen(self.public)?, listen(self.agent_check)?);
         let viewer = view::start(agent)?;
         let answers = Arc::new(answers::Answers::new(viewer, agent.heartbeat()));
         let stop = stop.clone();
         let run = move || {
             runtime.block_on(async {
-                let http = http(self.public, &answers, &stop);
-                let checks = checks(self.agent_check, &answers, &stop);
+                let http = http(public, &answers, &stop);
+                let checks = checks(agent_check, &answers, &stop);
                 tokio::join!(http, checks);
             });
             // a writer may still be at work for somebody who is cut off now
@@ -83,21 +89,29 @@ impl Ports {
     }
 }
 
-async fn http(listener: Option<TcpListener>, answers: &Arc<answers::Answers>, stop: &CancellationToken) {
+async fn http(
+    listener: Option<tokio::net::TcpListener>,
+    answers: &Arc<answers::Answers>,
+    stop: &CancellationToken,
+) {
     let table = Table::new(CONNECTIONS);
     let router = answers::router(answers.clone());
     accept(listener, stop, |stream, at| {
-        let (place, router) = (table.place(at.ip()), router.clone());
+        let (place, router) = (table.place(at.ip().to_canonical()), router.clone());
         tokio::spawn(conn::serve(stream, place, router));
     })
     .await;
     table.end();
 }
 
-async fn checks(listener: Option<TcpListener>, answers: &Arc<answers::Answers>, stop: &CancellationToken) {
+async fn checks(
+    listener: Option<tokio::net::TcpListener>,
+    answers: &Arc<answers::Answers>,
+    stop: &CancellationToken,
+) {
     let table = Table::new(CHECKS);
     accept(listener, stop, |stream, at| {
-        let (place, answers) = (table.place(at.ip()), answers.clone());
+        let (place, answers) = (table.place(at.ip().to_canonical()), answers.clone());
         tokio::spawn(agent_check::serve(stream, place, answers));
     })
     .await;
@@ -105,12 +119,11 @@ async fn checks(listener: Option<TcpListener>, answers: &Arc<answers::Answers>, 
 }
 
 async fn accept(
-    listener: Option<TcpListener>,
+    listener: Option<tokio::net::TcpListener>,
     stop: &CancellationToken,
     mut came: impl FnMut(tokio::net::TcpStream, SocketAddr),
 ) {
-    // it was made ready when it was bound
-    let Some(Ok(listener)) = listener.map(tokio::net::TcpListener::from_std) else { return };
+    let Some(listener) = listener else { return };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,

@@ -1,5 +1,6 @@
 //! The public port: what load balancers, monitoring and browsers see, and what they cannot do.
 
+mod balancers;
 mod frozen;
 mod health;
 mod http;

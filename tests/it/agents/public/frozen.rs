@@ -168,8 +168,12 @@ fn with_a_mount_that_hangs_all_answers_come_at_once() {
     a.wait_for_state("current");
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     c.scratch.write("behind/y", "2");
-    // by now a scan is under way, and hangs
-    std::thread::sleep(Duration::from_millis(1500));
+    // a scan is under way, and hangs
+    let waits = |task: std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("wchan")).is_ok_and(|w| w.contains("request_wait_answer"))
+    };
+    let tasks = format!("/proc/{}/task", a.pid().as_raw_nonzero());
+    until("the hang", || std::fs::read_dir(&tasks).unwrap().flatten().any(waits));
     assert_eq!(port.get("/livez").status, 200);
     is_quick(port);
     rustix::process::kill_process(pid, Signal::CONT).unwrap();
