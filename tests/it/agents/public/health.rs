@@ -57,6 +57,26 @@ fn a_lost_source_drains_nobody_unless_its_contact_age_is_limited() {
     c.assert_converges(&a, &b, ("a", "b"));
 }
 
+/// What cannot be fetched is no failure of this node.
+#[test]
+fn a_source_lost_in_the_middle_of_a_transfer_drains_nobody() {
+    let (c, a, b, port) = pair("", "", "");
+    c.scratch.write("a/tree/large", noise(7, 400 << 20));
+    let partial = c.tree("b").join(".syncagent/partial");
+    let size = || {
+        let files = std::fs::read_dir(&partial).into_iter().flatten().flatten();
+        files.filter_map(|e| e.metadata().ok()).map(|m| m.len()).max().unwrap_or(0)
+    };
+    until("a transfer", || size() > (8 << 20));
+    a.kill();
+    until("the error", || b.own()["error"].is_object());
+    assert!(!c.tree("b").join("large").exists(), "it came through");
+    stays_healthy(port, &b);
+    let own = b.own();
+    assert!(["fetching", "disconnected"].contains(&own["state"].as_str().unwrap()), "{own:#}");
+    assert_eq!((own["connected"].as_bool(), own["faults"].as_array().unwrap().len()), (Some(false), 0));
+}
+
 /// A node that was away may lack anything: it takes no traffic before it has heard of its source, or waited for it.
 #[test]
 fn after_a_start_without_a_source_the_grace_ends() {
