@@ -3,6 +3,7 @@
 //! Only the node's own faults count by default. The source gone, a pause or a refused plan meets all nodes of a
 //! cluster at once: if that drained them, an outage of the deployment would become one of the service.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::config::{Fault, Health, Tree};
@@ -19,29 +20,46 @@ pub(super) struct Limits {
     health: Mutex<Health>,
     /// When the agent started, boot time in ms.
     started: u64,
+    /// When trees were last started, which a reload does, too.
+    trees_started: AtomicU64,
+}
+
+/// For how long, in ms.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Up {
+    /// The agent runs.
+    pub(super) agent: u64,
+    /// The trees run at least; what one of them never heard it may have heard before that.
+    pub(super) trees: u64,
 }
 
 impl Limits {
     pub(super) fn new(health: Health) -> Self {
-        Self { health: Mutex::new(health), started: boot_ms() }
+        let now = boot_ms();
+        Self { health: Mutex::new(health), started: now, trees_started: AtomicU64::new(now) }
     }
 
-    /// Takes over a new configuration.
+    /// Takes over a new configuration, for which trees are started now.
     pub(super) fn set(&self, health: Health) {
+        self.trees_started.store(boot_ms(), Ordering::Relaxed);
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
     }
 
     /// Why the node takes no traffic because of this tree, now; see [`judge`].
     pub(super) fn faults(&self, tree: &Tree, own: &NodeStatus) -> Vec<String> {
-        let up = boot_ms().saturating_sub(self.started);
-        judge(&self.health.lock().unwrap_or_else(PoisonError::into_inner), tree, own, up)
+        judge(&self.health.lock().unwrap_or_else(PoisonError::into_inner), tree, own, self.up())
+    }
+
+    pub(super) fn up(&self) -> Up {
+        let now = boot_ms();
+        let trees = now.saturating_sub(self.trees_started.load(Ordering::Relaxed));
+        Up { agent: now.saturating_sub(self.started), trees }
     }
 }
 
-/// Why the node takes no traffic because of this tree, one line each; empty when it may. `own` is the node's own row,
-/// `up_ms` the milliseconds since the agent started.
-fn judge(health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64) -> Vec<String> {
-    let found = |fault: &Fault| why(*fault, health, tree, own, up_ms);
+/// Why the node takes no traffic because of this tree, one line each; empty when it may. `own` is the node's own row.
+fn judge(health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> Vec<String> {
+    let found = |fault: &Fault| why(*fault, health, tree, own, up);
     let reasons = health.drain_on.iter().filter_map(found);
     reasons.map(|reason| line(&format!("{}: {reason}", tree.name))).collect()
 }
@@ -52,7 +70,7 @@ pub(super) fn drained(mark: &Mark) -> String {
     line(&format!("drained by {}{reason}", mark.who))
 }
 
-fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64) -> Option<String> {
+fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> Option<String> {
     let said = || own.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
     let mirror = own.role == RoleName::Mirror;
     match fault {
@@ -61,13 +79,13 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up_ms: u64)
             match own.lag_ms {
                 Some(lag) => over("lag", lag, "max-lag", limit),
                 // after the grace a source that is away counts as such, not as lag
-                None => (mirror && up_ms < ms(health.startup_grace))
+                None => (mirror && up.agent < ms(health.startup_grace))
                     .then(|| "the lag is not known yet: the source was not heard since the start".to_owned()),
             }
         }
         Fault::ContactAge if mirror => {
             let limit = ms(tree.max_contact_age?);
-            over("contact-age", own.contact_age_ms.unwrap_or(up_ms), "max-contact-age", limit)
+            over("contact-age", own.contact_age_ms.unwrap_or(up.trees), "max-contact-age", limit)
         }
         Fault::ContactAge => None,
         Fault::Failed => (own.state == State::Failed).then(|| format!("failed{}", said())),
@@ -144,6 +162,10 @@ mod tests {
         Config::parse(TEXT).config.unwrap().trees.remove(0)
     }
 
+    fn up(ms: u64) -> Up {
+        Up { agent: ms, trees: ms }
+    }
+
     /// A mirror with nothing wrong.
     fn fine() -> NodeStatus {
         NodeStatus {
@@ -170,7 +192,7 @@ mod tests {
     }
 
     fn judged(own: &NodeStatus, up_s: u64) -> Vec<String> {
-        judge(&Health::default(), &tree(), own, up_s * 1000)
+        judge(&Health::default(), &tree(), own, up(up_s * 1000))
     }
 
     #[test]
@@ -237,7 +259,7 @@ mod tests {
             assert_eq!(judged(&own, 3600), Vec::<String>::new(), "{word}");
             let fault = Fault::ALL.iter().find(|(w, _)| *w == word).unwrap().1;
             let health = Health { drain_on: [fault].into(), ..Health::default() };
-            assert_eq!(judge(&health, &tree(), &own, 3_600_000).len(), 1, "{word}");
+            assert_eq!(judge(&health, &tree(), &own, up(3_600_000)).len(), 1, "{word}");
         }
     }
 
@@ -245,16 +267,25 @@ mod tests {
     fn no_limit_no_fault_and_a_word_left_out_is_none() {
         let late = NodeStatus { lag_ms: Some(u64::MAX), contact_age_ms: Some(u64::MAX), ..fine() };
         let unlimited = Tree { max_lag: None, max_contact_age: None, ..tree() };
-        assert_eq!(judge(&Health::default(), &unlimited, &late, 1), Vec::<String>::new());
+        assert_eq!(judge(&Health::default(), &unlimited, &late, up(1)), Vec::<String>::new());
         let unheard = NodeStatus { lag_ms: None, contact_age_ms: None, ..fine() };
-        assert_eq!(judge(&Health::default(), &unlimited, &unheard, 1), Vec::<String>::new());
+        assert_eq!(judge(&Health::default(), &unlimited, &unheard, up(1)), Vec::<String>::new());
         let nothing = Health { drain_on: [].into(), ..Health::default() };
         let failed = NodeStatus { state: State::Failed, ..late };
-        assert_eq!(judge(&nothing, &tree(), &failed, 1), Vec::<String>::new());
+        assert_eq!(judge(&nothing, &tree(), &failed, up(1)), Vec::<String>::new());
         let source = NodeStatus { role: RoleName::Source, lag_ms: None, contact_age_ms: None, ..fine() };
         for up_s in [1, 4000] {
             assert_eq!(judged(&source, up_s), Vec::<String>::new(), "a source hears nobody");
         }
+    }
+
+    /// A tree that a reload has just started has heard nobody, and is no worse for it.
+    #[test]
+    fn a_reload_of_an_agent_that_runs_for_long_is_no_fault() {
+        let unheard = NodeStatus { lag_ms: None, contact_age_ms: None, ..fine() };
+        let judged = |trees| judge(&Health::default(), &tree(), &unheard, Up { agent: 86_400_000, trees });
+        assert_eq!(judged(50), Vec::<String>::new());
+        assert_eq!(judged(301_000), ["deployment: contact-age 301 s is over max-contact-age 300 s"]);
     }
 
     #[test]
@@ -267,7 +298,7 @@ mod tests {
         assert_eq!(said, "drained by ops (process 7, syncagent): kernel update");
         let sub = Tree { max_lag: Some(Duration::from_millis(500)), ..tree() };
         let own = NodeStatus { lag_ms: Some(1700), ..fine() };
-        let said = judge(&Health::default(), &sub, &own, 1);
+        let said = judge(&Health::default(), &sub, &own, up(1));
         assert_eq!(said, ["deployment: lag 1.7 s is over max-lag 0.5 s"]);
     }
 }

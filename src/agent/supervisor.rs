@@ -44,8 +44,6 @@ pub struct Agent {
     telling: Mutex<()>,
     /// What the node's health is judged by.
     limits: Arc<health::Limits>,
-    /// When trees were last started, boot time in ms.
-    starting: AtomicU64,
     /// When the main loop last went round, boot time in ms.
     heartbeat: Arc<AtomicU64>,
     data: Option<SocketAddr>,
@@ -100,7 +98,6 @@ impl Agent {
             trees: Mutex::default(),
             telling: Mutex::default(),
             limits: Arc::new(health::Limits::new(config.health.clone())),
-            starting: AtomicU64::new(boot_ms()),
             heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
             stop,
@@ -222,7 +219,7 @@ impl Agent {
         };
         // one that is being started (again), and perhaps waits for its disk, is not forgotten
         let absent = config.trees.iter().filter(|t| !trees.contains_key(&t.name));
-        let since = boot_ms().saturating_sub(self.starting.load(Ordering::Relaxed));
+        let since = self.limits.up().trees;
         let mut all: Vec<TreeStatus> = trees.values().map(of).collect();
         all.extend(absent.map(|t| judged(t, starting(&config, t, since))));
         all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -273,7 +270,6 @@ impl Agent {
         let identity = load_identity(&new)?;
         let certificates = certificates(&new);
         self.limits.set(new.health.clone());
-        self.starting.store(boot_ms(), Ordering::Relaxed);
         let renewed = std::mem::replace(&mut *lock(&self.certificates), certificates) != certificates;
         self.server.set_tls(identity.as_ref().map(Identity::server_config));
         *lock(&self.identity) = identity;
