@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use super::super::cluster::{Cluster, eventually, noise, until};
+use super::super::cluster::{Cluster, eventually, noise, until, within};
 use super::{Port, open};
 use rustix::process::Signal;
 
@@ -181,6 +181,40 @@ fn with_a_mount_that_hangs_all_answers_come_at_once() {
     drop(a);
     drop(_end);
     server.wait().unwrap();
+}
+
+/// Who reads the log stops reading; whatever writes to it waits.
+#[test]
+fn with_a_log_that_nobody_reads_all_answers_come_at_once() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let log = c.path().join("log");
+    let made = Command::new("mkfifo").arg(&log).status().unwrap();
+    assert!(made.success());
+    // opened for both, so that neither side waits for the other
+    let mut reader = std::fs::File::options().read(true).write(true).open(&log).unwrap();
+    rustix::pipe::fcntl_setpipe_size(&reader, 4096).unwrap();
+    let port = open(&c, "a");
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" 2>\"$LOG\""]).arg(program()).env("LOG", &log);
+    let a = c.start_by("a", command);
+    let head = || a.tree()["head"]["number"].as_u64().unwrap_or(0);
+    let mut hangs = false;
+    for i in 0..200 {
+        let before = head();
+        c.scratch.write("a/tree/x", format!("content {i}"));
+        if !within(Duration::from_secs(3), || head() > before) {
+            hangs = true;
+            break;
+        }
+    }
+    assert!(hangs, "the log never filled");
+    is_quick(port);
+    assert_eq!((port.get("/livez").status, port.get("/ha/health").status), (200, 200));
+    // read again, it goes on
+    let before = head();
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    until("the next generation", || head() > before);
 }
 
 /// Runs something at the end, also of a test that fails.
