@@ -13,6 +13,7 @@ mod state;
 mod supervisor;
 mod sync;
 mod target;
+mod trash;
 
 pub use apply::{Activate, Monitor, NotCarried, Outcome, Phase, Progress, TreeOptions};
 pub use inspect::{Drift, DriftKind, Explained, digest, explain, verify};
@@ -20,3 +21,4 @@ pub use role::Role;
 pub use state::{Pending, TreeState, default_state_dir};
 pub use supervisor::Agent;
 pub use sync::{SyncOptions, sync};
+pub use trash::{TrashAnswer, TrashEntry, TrashOrder, trash_of};

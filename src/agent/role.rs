@@ -3,10 +3,14 @@
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use super::trash::{TrashAnswer, TrashOrder};
 use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
 use crate::model::{self, TreeStatus};
 use crate::plan::PlanId;
+
+/// Why nothing can be done with a tree at present.
+pub(super) const NOT_OPEN: &str = "the tree cannot be used at present; see `syncagent status`";
 
 /// Where an answer goes: a sentence for the operator.
 pub(super) type Reply = Sender<Result<String>>;
@@ -27,6 +31,14 @@ pub trait Role: Send + Sync {
     /// # Errors
     /// This node is not the source.
     fn reset(&self) -> Result<String>;
+
+    /// Lists, restores or frees what commits displaced.
+    ///
+    /// # Errors
+    /// The tree cannot be used at present, something is in the way, or the operating system's.
+    fn trash(&self, _order: TrashOrder) -> Result<TrashAnswer> {
+        Err(Error::new(Class::Transient, NOT_OPEN))
+    }
 
     /// Asks it to end at a consistent point.
     fn stop(&self);
@@ -49,6 +61,20 @@ pub(super) fn ask<O>(orders: &Sender<O>, order: impl FnOnce(Reply) -> O) -> Resu
             Err(Error::new(Class::Transient, what))
         }
     }
+}
+
+/// Has something done in the thread that has the tree, and waits for it however long it takes.
+///
+/// # Errors
+/// The thread ended before, or what was done failed.
+pub(super) fn have_done<O, T: Send + 'static>(
+    orders: &Sender<O>,
+    order: impl FnOnce(Sender<Result<T>>) -> O,
+) -> Result<T> {
+    let (reply, answer) = std::sync::mpsc::channel();
+    let gone = || Error::new(Class::Transient, "the tree is being stopped; try again");
+    orders.send(order(reply)).map_err(|_| gone())?;
+    answer.recv().map_err(|_| gone())?
 }
 
 /// Something that is wrong, and since when.

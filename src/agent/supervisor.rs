@@ -14,6 +14,7 @@ use super::health;
 use super::mirror::MirrorTree;
 use super::role::Role;
 use super::source::SourceTree;
+use super::trash::{TrashAnswer, TrashOrder};
 use crate::config::{Config, Endpoint, Role as RoleConfig, Tree, Upstream};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Context as _, Error, Result};
@@ -250,6 +251,14 @@ impl Agent {
     /// There is no such tree or plan.
     pub fn approve(&self, tree: &str, id: PlanId) -> Result<String> {
         self.role(tree)?.approve(id)
+    }
+
+    /// Lists, restores or frees what commits displaced in a tree. Blocking.
+    ///
+    /// # Errors
+    /// There is no such tree, or what [`Role::trash`] says.
+    pub fn trash(&self, tree: &str, order: TrashOrder) -> Result<TrashAnswer> {
+        self.role(tree)?.trash(order)
     }
 
     /// Begins a new epoch at a source. Blocking.

@@ -10,9 +10,9 @@ use crate::disk::{Dir, remove_tree, tree_size};
 use crate::error::{Context as _, Result};
 use crate::model::TreePath;
 
-const TRASH: &[u8] = b"trash";
-const TREE: &[u8] = b"tree";
-const DRIFT: &[u8] = b"drift";
+pub(super) const TRASH: &[u8] = b"trash";
+pub(super) const TREE: &[u8] = b"tree";
+pub(super) const DRIFT: &[u8] = b"drift";
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ pub(crate) fn take_over(control: &Control, old_control: &Dir) -> Result<()> {
     Ok(())
 }
 
-fn numbers(trash: &Dir) -> rustix::io::Result<Vec<u64>> {
+pub(super) fn numbers(trash: &Dir) -> rustix::io::Result<Vec<u64>> {
     let mut out = Vec::new();
     trash.list(&mut |name| {
         out.extend(name.to_str().ok().and_then(|n| n.parse::<u64>().ok()));

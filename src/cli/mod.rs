@@ -15,6 +15,7 @@ mod run;
 mod sandbox;
 mod status;
 mod sync;
+mod trash;
 mod verify;
 
 use std::io::Write as _;
@@ -69,6 +70,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Generate(args) => generate::run(args),
         Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
         Command::Approve(args) => admin::approve(args),
+        Command::Trash(args) => trash::run(args),
         Command::Source(SourceCommand::Reset(args)) => admin::reset(args),
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),

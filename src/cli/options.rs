@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::pki::PkiCommand;
+use super::trash::TrashArgs;
 use crate::config::{Size, Span};
 use crate::error::{Class, Error, Result};
 use crate::model::TreePath;
@@ -44,6 +45,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Let exactly the losses of a refused plan through; the plan's id is in `status`.
     Approve(ApproveArgs),
+    /// What commits replaced or deleted: list it, get it back, free it.
+    Trash(TrashArgs),
     /// Orders to a tree's source.
     #[command(subcommand)]
     Source(SourceCommand),
@@ -67,6 +70,7 @@ impl Command {
             Self::Sync(args) => args.json,
             Self::Pki(command) => command.json(),
             Self::Status(args) => args.json,
+            Self::Trash(args) => args.json(),
             _ => false,
         }
     }
@@ -223,10 +227,10 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub(crate) struct AgentArgs {
     /// The configuration that names the agent's socket (listen.socket).
-    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    #[arg(long, value_name = "FILE", default_value = CONFIG, global = true)]
     config: PathBuf,
     /// The agent's socket itself.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
 }
 

@@ -88,6 +88,13 @@ fn bytes(o: &mut Map<String, Value>, key: &str, value: &[u8]) {
     };
 }
 
+/// Adds `path`, or `path_bytes` where it is not UTF-8.
+pub(crate) fn add_path(to: &mut Value, path: &TreePath) {
+    if let Value::Object(o) = to {
+        bytes(o, "path", path.as_bytes());
+    }
+}
+
 fn path_value(path: &TreePath) -> Value {
     let mut o = Map::new();
     bytes(&mut o, "path", path.as_bytes());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 
@@ -21,6 +21,14 @@ const MAX_ANSWER: usize = 256 << 20;
 /// # Errors
 /// No agent is there, it may not be asked, or its own answer is an error.
 pub fn ask(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
+    ask_with(socket, method, path, Bytes::new(), TIMEOUT)
+}
+
+/// As [`ask`], with a body, and for orders that may take longer.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_with(socket: &Path, method: &Method, path: &str, body: Bytes, limit: Duration) -> Result<Bytes> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context(|| "start".into())?;
     let late = || {
@@ -28,11 +36,11 @@ pub fn ask(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
         Error::new(Class::Transient, what)
     };
     runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, send(socket, method, path)).await.map_err(|_| late())?
+        tokio::time::timeout(limit, send(socket, method, path, body)).await.map_err(|_| late())?
     })
 }
 
-async fn send(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
+async fn send(socket: &Path, method: &Method, path: &str, body: Bytes) -> Result<Bytes> {
     let shown = escaped(socket);
     let stream = tokio::net::UnixStream::connect(socket).await.map_err(|e| {
         let hint = match e.kind() {
@@ -50,8 +58,8 @@ async fn send(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
     tokio::spawn(connection);
-    let request = Request::builder().method(method.clone()).uri(path).header("host", "localhost");
-    let request = request.body(Empty::<Bytes>::new()).map_err(|e| Error::integrity(e.to_string()))?;
+    let request = Request::builder().method(method.clone()).uri(path).header("host", "localhost").header("content-type", "application/json");
+    let request = request.body(Full::new(body)).map_err(|e| Error::integrity(e.to_string()))?;
     let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
     let status = answer.status();
     let body =

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, TrashOrder};
 use crate::error::{Class, Error, Result};
 
 /// What went wrong, as it is sent.
@@ -46,6 +46,7 @@ pub async fn local(socket: UnixListener, agent: Arc<Agent>, stop: CancellationTo
         .route("/1/status", get(|State(agent): State<Arc<Agent>>| async move { Json(agent.status()) }))
         .route("/1/approve", post(approve))
         .route("/1/reset", post(reset))
+        .route("/1/trash", post(trash))
         .with_state(agent);
     let served = axum::serve(socket, app).with_graceful_shutdown(async move { stop.cancelled().await }).await;
     if let Err(e) = served {
@@ -64,10 +65,24 @@ async fn reset(State(agent): State<Arc<Agent>>, Query(order): Query<Reset>) -> R
     answer(move || agent.reset(&order.tree)).await
 }
 
+async fn trash(
+    State(agent): State<Arc<Agent>>,
+    Query(of): Query<Reset>,
+    Json(order): Json<TrashOrder>,
+) -> Response {
+    answer_with(move || agent.trash(&of.tree, order)).await
+}
+
 /// Orders wait for the disk, which must not hold up other answers.
 async fn answer(order: impl FnOnce() -> Result<String> + Send + 'static) -> Response {
+    answer_with(move || order().map(|message| Done { message })).await
+}
+
+async fn answer_with<T: Serialize + Send + 'static>(
+    order: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Response {
     match tokio::task::spawn_blocking(order).await {
-        Ok(Ok(message)) => Json(Done { message }).into_response(),
+        Ok(Ok(done)) => Json(done).into_response(),
         Ok(Err(e)) => failed(&e),
         Err(_) => failed(&Error::integrity("the order was not carried out: an internal error; see the log")),
     }

@@ -5,6 +5,6 @@ mod ask;
 mod local;
 mod public;
 
-pub use ask::ask;
+pub use ask::{ask, ask_with};
 pub use local::local;
 pub use public::Ports;

@@ -133,6 +133,7 @@ impl Engine {
                     let what = "the tree cannot be used at present; see `syncagent status`";
                     let _ = reply.send(Err(Error::new(Class::Transient, what)));
                 }
+                Ok(Order::Job(job)) => job(None),
                 Ok(Order::Wake) => self.tree.woken.store(false, Ordering::Release),
                 Ok(Order::Stop) | Err(_) => return,
             }
@@ -375,6 +376,10 @@ impl Engine {
         match self.inbox.recv_timeout(due.saturating_duration_since(now)) {
             Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => Ok(Some(End::Stop)),
             Ok(Order::Approve(id, reply)) => self.approve(s, id, &reply),
+            Ok(Order::Job(job)) => {
+                job(Some(s));
+                Ok(None)
+            }
             Ok(Order::Wake) | Err(RecvTimeoutError::Timeout) => Ok(None),
         }
     }

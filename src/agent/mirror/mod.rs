@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Limits;
 use super::role::{Reply, Role, Trouble};
+use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
+use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
@@ -32,13 +34,18 @@ use crate::peer::Client;
 use crate::plan::PlanId;
 
 /// What the engine's thread is asked to do.
-pub(super) enum Order {
+enum Order {
     /// There is a newer generation, or something happened in the tree.
     Wake,
     /// Let this plan through.
     Approve(PlanId, Reply),
+    /// Something else that needs the open tree.
+    Job(Job),
     Stop,
 }
+
+/// Done in the engine's thread; without a session when the tree is not open.
+type Job = Box<dyn FnOnce(Option<&engine::Session>) + Send>;
 
 /// A mirrored tree.
 pub(super) struct MirrorTree {
@@ -300,6 +307,28 @@ impl Role for MirrorTree {
     fn reset(&self) -> Result<String> {
         let what = format!("this node is a mirror of {}; the reset belongs on its source", self.name());
         Err(Error::new(Class::Config, what))
+    }
+
+    fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
+        let generation = |_commit| None;
+        if order.reads_only() {
+            // waits for nothing that is under way
+            return trash::read_only(&self.config.path, &order, &generation);
+        }
+        let into = format!("{} is a mirror here: what is put into it is drift, and taken out again", self.name());
+        have_done(&self.orders, |reply| {
+            Order::Job(Box::new(move |open| {
+                let done = match open {
+                    Some(s) => {
+                        let (root, control) = (&s.control.root, &s.control.dir);
+                        Trash { root, control, generation: &|_| None, into: Into::Refused(into) }.carry_out(&order)
+                    }
+                    None => Err(Error::new(Class::Transient, NOT_OPEN)),
+                };
+                // who asked may have gone
+                let _ = reply.send(done);
+            }))
+        })
     }
 
     fn stop(&self) {

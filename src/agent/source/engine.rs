@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use super::publish::Published;
 use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::target::{Target, recover_all};
+use crate::agent::trash::{Into, Trash, TrashAnswer, TrashOrder};
 use crate::agent::{paths, pin};
-use crate::apply::{Keep, Pin};
+use crate::apply::{Control, Keep, Pin};
 use crate::disk::{
     Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, now, wall_ms, write_atomic,
 };
@@ -83,6 +84,17 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Changes the tree's trash, or the tree from it; what comes into the tree is a change like any other.
+    pub(super) fn trash(&self, tree: &str, order: &TrashOrder) -> Result<TrashAnswer> {
+        if self.own_high.is_none() {
+            let what = format!("{tree} cannot be written to by the agent; see its log");
+            return Err(Error::new(Class::Permanent, what));
+        }
+        let control = Control::open(&self.path)?;
+        let generation = |_commit| None;
+        Trash { root: &self.dir, control: &control.dir, generation: &generation, into: Into::Allowed }.carry_out(order)
+    }
+
     /// The next look is at everything.
     pub(super) fn be_thorough(&mut self) {
         self.full = true;
@@ -213,6 +225,7 @@ impl Engine {
                 Ok(Order::Stop) | Err(_) => return,
                 Ok(Order::Wake) => self.tree.woken.store(false, Ordering::Release),
                 Ok(Order::Suspect(_)) => {}
+                Ok(Order::Job(job)) => drop(job(None)),
             }
         }
     }
@@ -321,6 +334,7 @@ impl Engine {
                 Ok(Order::Suspect(_)) => {}
                 Ok(Order::Approve(id, reply)) => self.approve(s, id, &reply)?,
                 Ok(Order::Reset(reply)) => self.reset(s, &reply)?,
+                Ok(Order::Job(job)) => job(Some((self, s)))?,
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }

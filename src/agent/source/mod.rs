@@ -16,8 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::role::{Reply, Role, Trouble};
+use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
+use super::trash::{self, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{Dir, boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
@@ -31,7 +32,7 @@ use crate::scan::Store;
 use nodes::Nodes;
 
 /// What the engine's thread is asked to do.
-pub(super) enum Order {
+enum Order {
     /// Something happened in the tree.
     Wake,
     /// Look at these directories again, and read the files in them.
@@ -40,8 +41,13 @@ pub(super) enum Order {
     Approve(PlanId, Reply),
     /// Begin a new epoch above everything that is known.
     Reset(Reply),
+    /// Something else that needs the open tree.
+    Job(Job),
     Stop,
 }
+
+/// Done in the engine's thread; without a session when the tree is not open. An error ends the session.
+type Job = Box<dyn FnOnce(Option<(&mut engine::Engine, &mut engine::Session)>) -> Result<()> + Send>;
 
 /// A source tree.
 pub(super) struct SourceTree {
@@ -223,6 +229,26 @@ impl Role for SourceTree {
 
     fn reset(&self) -> Result<String> {
         super::role::ask(&self.orders, Order::Reset)
+    }
+
+    fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
+        let generation = |_commit| None;
+        if order.reads_only() {
+            // waits for nothing that is under way
+            return trash::read_only(self.path(), &order, &generation);
+        }
+        let tree = self.config.name.clone();
+        have_done(&self.orders, |reply| {
+            Order::Job(Box::new(move |open| {
+                let done = match open {
+                    Some((_, s)) => s.trash(&tree, &order),
+                    None => Err(Error::new(Class::Transient, NOT_OPEN)),
+                };
+                // who asked may have gone
+                let _ = reply.send(done);
+                Ok(())
+            }))
+        })
     }
 
     fn stop(&self) {

@@ -6,3 +6,4 @@ mod faults;
 mod netns;
 mod network;
 mod public;
+mod trash;

@@ -1,0 +1,461 @@
+//! Looking into the trash, and getting something out of it again. What is taken out is copied beside its place and
+//! renamed there, never over anything; the trash keeps its own until it is emptied.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::RenameFlags;
+use rustix::io::{Errno, Result as Sys};
+use serde::{Deserialize, Serialize};
+
+use super::trash::{DRIFT, TRASH, TREE, numbers};
+use crate::disk::{Dir, FileKind, Stat, chmod_fd, chown_fd, remove_tree, set_mtime_fd, tree_size};
+use crate::error::{Class, Context as _, Error, Result};
+use crate::model::{Mtime, Name, TreePath};
+use crate::scan::{read_full, with_buffer};
+
+/// Where in `.syncagent` what is restored is made.
+const RESTORE: &[u8] = b"restore";
+
+/// How something came into the trash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrashPart {
+    /// A commit replaced or deleted it.
+    Tree,
+    /// A commit found it where it expected something else.
+    Drift,
+}
+
+const PARTS: [TrashPart; 2] = [TrashPart::Tree, TrashPart::Drift];
+
+impl TrashPart {
+    fn dir(self) -> &'static [u8] {
+        match self {
+            Self::Tree => TREE,
+            Self::Drift => DRIFT,
+        }
+    }
+}
+
+/// A file or link in the trash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trashed {
+    /// The commit that displaced it.
+    pub commit: u64,
+    /// How it came there.
+    pub part: TrashPart,
+    /// When, by this host's wall clock.
+    pub at: Mtime,
+    /// What it was in the tree.
+    pub path: TreePath,
+    /// Bytes; 0 for a link.
+    pub size: u64,
+    /// A symbolic link.
+    pub link: bool,
+}
+
+/// What was restored, or freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Files and links.
+    pub files: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Where a path lies in the trash.
+pub struct Found {
+    /// The commit that displaced it.
+    pub commit: u64,
+    /// How it came there.
+    pub part: TrashPart,
+    root: Dir,
+    path: TreePath,
+}
+
+fn open_trash(control: &Dir) -> Result<Option<Dir>> {
+    match control.open_child(TRASH) {
+        Ok(trash) => Ok(Some(trash)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e).context(|| "open the trash".into()),
+    }
+}
+
+fn open_part(trash: &Dir, commit: u64, part: TrashPart) -> Option<Dir> {
+    // what a commit prunes meanwhile is not there any more
+    trash.open_child(commit.to_string().as_bytes()).and_then(|at| at.open_child(part.dir())).ok()
+}
+
+/// Calls `each` with every file and link in the trash of `control` (an open `.syncagent`): the newest commit first, then
+/// by path. Directories are not named: most were made only to hold what lies in them. Ends when `each` says false.
+///
+/// # Errors
+/// The operating system's. What goes meanwhile is passed over.
+pub fn trashed(control: &Dir, each: &mut dyn FnMut(Trashed) -> bool) -> Result<()> {
+    let Some(trash) = open_trash(control)? else { return Ok(()) };
+    for commit in numbers(&trash).context(|| "list the trash".into())? {
+        for part in PARTS {
+            let Some(root) = open_part(&trash, commit, part) else { continue };
+            let Ok(own) = root.stat_self() else { continue };
+            let mut of = |path: TreePath, stat: &Stat| {
+                let link = stat.kind == FileKind::Link;
+                let size = if link { 0 } else { stat.size };
+                each(Trashed { commit, part, at: own.id.ctime, path, size, link })
+            };
+            if !walk(&root, &mut of).context(|| format!("list what commit {commit} displaced"))? {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Everything in `root` but directories, by path. Gives false when `each` did.
+fn walk(root: &Dir, each: &mut dyn FnMut(TreePath, &Stat) -> bool) -> Sys<bool> {
+    let mut stack: Vec<(TreePath, Option<Stat>)> = vec![(TreePath::root(), None)];
+    while let Some((path, leaf)) = stack.pop() {
+        if let Some(stat) = leaf {
+            if !each(path, &stat) {
+                return Ok(false);
+            }
+            continue;
+        }
+        let dir = match root.open(&path) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(e),
+        };
+        let mut kids = Vec::new();
+        for name in names(&dir)? {
+            if let Ok(stat) = dir.stat(&*name) {
+                kids.push((path.join(&name), (stat.kind != FileKind::Dir).then_some(stat)));
+            }
+        }
+        kids.sort_by(|a, b| b.0.cmp(&a.0));
+        stack.append(&mut kids);
+    }
+    Ok(true)
+}
+
+fn names(dir: &Dir) -> Sys<Vec<Name>> {
+    let mut out = Vec::new();
+    dir.list(&mut |name| {
+        out.push(Name::new(name.to_bytes()).map_err(|_| Errno::INVAL)?);
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// Where `path` lies in the trash: what the newest commit displaced that displaced it at all, or `commit`.
+///
+/// # Errors
+/// It is not there ([`Class::Config`]), or the operating system's.
+pub fn find_trashed(control: &Dir, path: &TreePath, commit: Option<u64>) -> Result<Found> {
+    let none = || {
+        let of = commit.map(|n| format!(" of commit {n}")).unwrap_or_default();
+        let what = format!("{path} is not in the trash{of}; `syncagent trash TREE list` shows what is");
+        Error::new(Class::Config, what)
+    };
+    if path.is_root() {
+        return Err(Error::new(Class::Config, "name a path in the tree; not the whole tree"));
+    }
+    let trash = open_trash(control)?.ok_or_else(none)?;
+    let mut all = numbers(&trash).context(|| "list the trash".into())?;
+    all.retain(|n| commit.is_none_or(|c| c == *n));
+    for n in all {
+        for part in PARTS {
+            let Some(root) = open_part(&trash, n, part) else { continue };
+            let (parent, name) = path.split();
+            let parent = TreePath::new(parent).unwrap_or_default();
+            let stat = root.open(&parent).and_then(|dir| dir.stat(name));
+            let there = match stat {
+                Ok(stat) if stat.kind == FileKind::Dir => {
+                    // a directory that only came to be for the commit's own work holds nothing
+                    let dir = root.open(path).context(|| format!("open {path} in the trash"))?;
+                    tree_size(&dir).is_ok_and(|(files, _)| files > 0)
+                }
+                Ok(_) => true,
+                Err(_) => false,
+            };
+            if there {
+                return Ok(Found { commit: n, part, root, path: path.clone() });
+            }
+        }
+    }
+    Err(none())
+}
+
+impl Found {
+    fn source(&self) -> Result<(Dir, Stat)> {
+        let (parent, name) = self.path.split();
+        let cannot = || format!("open {} in the trash", self.path);
+        let dir = self.root.open(&TreePath::new(parent).unwrap_or_default()).context(cannot)?;
+        let stat = dir.stat(name).context(cannot)?;
+        Ok((dir, stat))
+    }
+
+    /// Paths of `to` at which something is that restoring would have to replace; the first `limit`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn conflicts(&self, to: &Dir, limit: usize) -> Result<Vec<TreePath>> {
+        let mut out = Vec::new();
+        let mut blocked = |path: &TreePath, as_dir: bool| -> Option<bool> {
+            let (parent, name) = path.split();
+            let parent = TreePath::new(parent).unwrap_or_default();
+            let kind = to.open(&parent).and_then(|d| d.stat(name)).ok()?.kind;
+            let blocks = !(as_dir && kind == FileKind::Dir);
+            if blocks && out.len() < limit {
+                out.push(path.clone());
+            }
+            Some(blocks)
+        };
+        let above: Vec<TreePath> = self.path.ancestors().skip(1).filter(|p| !p.is_root()).collect();
+        if above.iter().rev().any(|dir| blocked(dir, true) == Some(true)) {
+            return Ok(out);
+        }
+        let (_, stat) = self.source()?;
+        let mut stack = vec![(self.path.clone(), stat.kind == FileKind::Dir)];
+        while let Some((path, is_dir)) = stack.pop() {
+            // what is not there is in nobody's way, and nothing below it either
+            if blocked(&path, is_dir) != Some(false) || !is_dir {
+                continue;
+            }
+            let dir = self.root.open(&path).context(|| format!("open {path} in the trash"))?;
+            for name in names(&dir).context(|| format!("list {path} in the trash"))? {
+                let is_dir = dir.stat(&*name).is_ok_and(|s| s.kind == FileKind::Dir);
+                stack.push((path.join(&name), is_dir));
+            }
+        }
+        out.sort();
+        Ok(out)
+    }
+
+    /// Copies it into the same path of `to`, with mode, owner and mtime, directories above it too. What is made
+    /// is made in `work`, on the same file system, and renamed; nothing is replaced.
+    ///
+    /// # Errors
+    /// Something is in the way ([`Class::Refused`]), or the operating system's; what came into place stays.
+    pub fn restore(&self, to: &Dir, work: &Dir) -> Result<Amount> {
+        let conflicts = self.conflicts(to, 20)?;
+        if !conflicts.is_empty() {
+            let named: Vec<String> = conflicts.iter().map(TreePath::to_string).collect();
+            let what = format!(
+                "restoring {} would have to replace {}; nothing was changed. Restore it beside the tree with --to DIR",
+                self.path,
+                named.join(", ")
+            );
+            return Err(Error::new(Class::Refused, what));
+        }
+        self.make_parents(to)?;
+        let _ = remove_tree(work, RESTORE);
+        let tmp = work.ensure_dir(RESTORE, 0o700).context(|| "make a directory to restore in".into())?;
+        let done = self.place(to, &tmp);
+        let _ = remove_tree(work, RESTORE);
+        done
+    }
+
+    fn make_parents(&self, to: &Dir) -> Result<()> {
+        let above: Vec<TreePath> = self.path.ancestors().skip(1).filter(|p| !p.is_root()).collect();
+        for path in above.iter().rev() {
+            let cannot = || format!("make the directory {path}");
+            let (parent, name) = path.split();
+            let at = to.open(&TreePath::new(parent).unwrap_or_default()).context(cannot)?;
+            if at.mkdir(name, 0o700).is_ok() {
+                let was = self.root.open(path).and_then(|d| d.stat_self()).context(cannot)?;
+                let made = at.open_child(name).context(cannot)?;
+                attributes(&made, &was, false).context(cannot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes down to what is missing, and renames that into place as a whole.
+    fn place(&self, to: &Dir, tmp: &Dir) -> Result<Amount> {
+        let mut sum = Amount::default();
+        let mut stack = vec![self.path.clone()];
+        while let Some(path) = stack.pop() {
+            let cannot = || format!("restore {path}");
+            let (parent, name) = path.split();
+            let parent = TreePath::new(parent).unwrap_or_default();
+            let from = self.root.open(&parent).context(cannot)?;
+            let at = to.open(&parent).context(cannot)?;
+            let kind = from.stat(name).context(cannot)?.kind;
+            let there = at.stat(name).is_ok_and(|s| s.kind == FileKind::Dir);
+            if kind == FileKind::Dir && there {
+                let dir = from.open_child(name).context(cannot)?;
+                stack.extend(names(&dir).context(cannot)?.iter().map(|name| path.join(name)));
+                continue;
+            }
+            copy(&from, name, tmp, b"new", &mut sum).context(cannot)?;
+            let placed = match tmp.rename_with(b"new", &at, name, RenameFlags::NOREPLACE) {
+                // where the file system has no such flag a look must do
+                Err(Errno::INVAL | Errno::NOSYS) if at.stat(name).is_err() => tmp.rename(b"new", &at, name),
+                placed => placed,
+            };
+            if placed.is_err() {
+                let _ = remove_tree(tmp, b"new");
+            }
+            placed.and_then(|()| at.sync()).context(cannot)?;
+        }
+        Ok(sum)
+    }
+}
+
+/// Copies an entry of any kind, with everything below it.
+fn copy(from: &Dir, name: &[u8], to: &Dir, new: &[u8], sum: &mut Amount) -> Sys<()> {
+    let stat = from.stat(name)?;
+    if stat.kind != FileKind::Dir {
+        return copy_leaf(from, name, &stat, to, new, sum);
+    }
+    to.mkdir(new, 0o700)?;
+    let (from, to) = (from.open_child(name)?, to.open_child(new)?);
+    let mut dirs = vec![(TreePath::root(), stat)];
+    let mut next = 0;
+    while let Some((path, _)) = dirs.get(next) {
+        let path = path.clone();
+        next += 1;
+        let (from, to) = (from.open(&path)?, to.open(&path)?);
+        for name in names(&from)? {
+            let stat = from.stat(&*name)?;
+            if stat.kind == FileKind::Dir {
+                to.mkdir(&name, 0o700)?;
+                dirs.push((path.join(&name), stat));
+            } else {
+                copy_leaf(&from, &name, &stat, &to, &name, sum)?;
+            }
+        }
+    }
+    // deepest first: what is made in a directory moves its mtime
+    for (path, stat) in dirs.iter().rev() {
+        attributes(&to.open(path)?, stat, true)?;
+    }
+    Ok(())
+}
+
+fn copy_leaf(from: &Dir, name: &[u8], stat: &Stat, to: &Dir, new: &[u8], sum: &mut Amount) -> Sys<()> {
+    match stat.kind {
+        FileKind::Link => {
+            to.symlink(&from.read_link(name)?, new)?;
+            allowed(to.chown(new, Some(stat.uid), Some(stat.gid)))?;
+            to.set_mtime(new, stat.mtime)?;
+        }
+        FileKind::File => {
+            let (old, file) = (from.open_file(name)?, to.create_file(new, 0o600)?);
+            copy_bytes(&old, &file)?;
+            attributes(&file, stat, true)?;
+            rustix::fs::fsync(&file)?;
+            sum.bytes += stat.size;
+        }
+        // neither comes into a trash
+        FileKind::Dir | FileKind::Special => return Err(Errno::INVAL),
+    }
+    sum.files += 1;
+    Ok(())
+}
+
+/// Clones the content where the file system can, else copies it.
+pub(crate) fn copy_bytes(from: &OwnedFd, to: &OwnedFd) -> Sys<()> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    with_buffer(|buf| {
+        loop {
+            let n = read_full(from, buf)?;
+            let mut left = &buf[..n];
+            while !left.is_empty() {
+                match rustix::io::write(to, left) {
+                    Ok(0) => return Err(Errno::IO),
+                    Ok(n) => left = &left[n..],
+                    Err(Errno::INTR) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if n < buf.len() {
+                return Ok(());
+            }
+        }
+    })
+}
+
+fn attributes(fd: &impl std::os::fd::AsFd, stat: &Stat, mtime: bool) -> Sys<()> {
+    allowed(chown_fd(fd, Some(stat.uid), Some(stat.gid)))?;
+    // a chown clears setuid and setgid
+    chmod_fd(fd, stat.mode)?;
+    if mtime { set_mtime_fd(fd, stat.mtime) } else { Ok(()) }
+}
+
+/// Who is not root cannot give files away; they are his then.
+fn allowed(done: Sys<()>) -> Sys<()> {
+    match done {
+        Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),
+        done => done,
+    }
+}
+
+/// Removes what came into the trash before `before` (all of it with `None`); with `dry_run` only counts it.
+///
+/// # Errors
+/// The operating system's; what was not removed stays.
+pub fn empty_trash(control: &Dir, before: Option<Mtime>, dry_run: bool) -> Result<Amount> {
+    let Some(trash) = open_trash(control)? else { return Ok(Amount::default()) };
+    let mut sum = Amount::default();
+    for commit in numbers(&trash).context(|| "list the trash".into())? {
+        for part in PARTS {
+            let Some(root) = open_part(&trash, commit, part) else { continue };
+            let cannot = || format!("empty what commit {commit} displaced");
+            let at = root.stat_self().context(cannot)?.id.ctime;
+            if before.is_some_and(|before| at >= before) {
+                continue;
+            }
+            let (files, bytes) = tree_size(&root).context(cannot)?;
+            if !dry_run {
+                let home = trash.open_child(commit.to_string().as_bytes()).context(cannot)?;
+                remove_tree(&home, part.dir()).context(cannot)?;
+            }
+            sum.files += files;
+            sum.bytes += bytes;
+        }
+        if !dry_run {
+            // fails, as it should, where something is left
+            let _ = trash.rmdir(commit.to_string().as_bytes());
+        }
+    }
+    Ok(sum)
+}
+
+/// A file with this content among what was displaced at `path`: open, and verified to be `size` bytes with `digest`.
+///
+/// # Errors
+/// The operating system's, of the trash itself.
+pub(crate) fn trashed_content(
+    control: &Dir,
+    path: &TreePath,
+    size: u64,
+    digest: &crate::model::Digest,
+    cancel: &std::sync::atomic::AtomicBool,
+) -> Result<Option<(u64, TrashPart)>> {
+    let Some(trash) = open_trash(control)? else { return Ok(None) };
+    for commit in numbers(&trash).context(|| "list the trash".into())? {
+        for part in PARTS {
+            let Ok(fd) = open_trashed(&trash, commit, part, path) else { continue };
+            let is_it = crate::disk::stat_fd(&fd).is_ok_and(|s| s.kind == FileKind::File && s.size == size)
+                && crate::scan::hash_fd(&fd, size, cancel).is_ok_and(|(d, n)| d == *digest && n == size);
+            if is_it {
+                return Ok(Some((commit, part)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn open_trashed(trash: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> Sys<OwnedFd> {
+    let root = open_part(trash, commit, part).ok_or(Errno::NOENT)?;
+    let (parent, name) = path.split();
+    root.open(&TreePath::new(parent).unwrap_or_default())?.open_file(name)
+}
+
+/// Opens a file in the trash for reading.
+pub(crate) fn open_displaced(control: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> Sys<OwnedFd> {
+    open_trashed(&control.open_child(TRASH)?, commit, part, path)
+}
