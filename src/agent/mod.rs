@@ -2,6 +2,7 @@
 
 mod apply;
 mod health;
+mod history;
 mod inspect;
 mod mirror;
 mod paths;
@@ -16,6 +17,7 @@ mod target;
 mod trash;
 
 pub use apply::{Activate, Monitor, NotCarried, Outcome, Phase, Progress, TreeOptions};
+pub use history::HistoryEntry;
 pub use inspect::{Drift, DriftKind, Explained, digest, explain, verify};
 pub use role::Role;
 pub use state::{Pending, TreeState, default_state_dir};

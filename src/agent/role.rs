@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use super::history::HistoryEntry;
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
@@ -37,6 +38,14 @@ pub trait Role: Send + Sync {
     /// # Errors
     /// The tree cannot be used at present, something is in the way, or the operating system's.
     fn trash(&self, _order: TrashOrder) -> Result<TrashAnswer> {
+        Err(Error::new(Class::Transient, NOT_OPEN))
+    }
+
+    /// The newest `limit` generations, newest first.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    fn history(&self, _limit: usize) -> Result<Vec<HistoryEntry>> {
         Err(Error::new(Class::Transient, NOT_OPEN))
     }
 

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use super::health;
+use super::history::HistoryEntry;
 use super::mirror::MirrorTree;
 use super::role::Role;
 use super::source::SourceTree;
@@ -259,6 +260,14 @@ impl Agent {
     /// There is no such tree, or what [`Role::trash`] says.
     pub fn trash(&self, tree: &str, order: TrashOrder) -> Result<TrashAnswer> {
         self.role(tree)?.trash(order)
+    }
+
+    /// The newest `limit` generations of a tree, newest first. Blocking.
+    ///
+    /// # Errors
+    /// There is no such tree, or its history cannot be read.
+    pub fn history(&self, tree: &str, limit: usize) -> Result<Vec<HistoryEntry>> {
+        self.role(tree)?.history(limit)
     }
 
     /// Begins a new epoch at a source. Blocking.

@@ -7,6 +7,7 @@ mod exit;
 mod explain;
 mod generate;
 mod notify;
+mod history;
 mod options;
 mod output;
 mod pki;
@@ -70,6 +71,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Generate(args) => generate::run(args),
         Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
         Command::Approve(args) => admin::approve(args),
+        Command::History(args) => history::run(args),
         Command::Trash(args) => trash::run(args),
         Command::Source(SourceCommand::Reset(args)) => admin::reset(args),
         Command::Run(args) => run::run(args),

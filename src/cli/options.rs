@@ -45,6 +45,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Let exactly the losses of a refused plan through; the plan's id is in `status`.
     Approve(ApproveArgs),
+    /// A tree's generations: when, from where, what changed, how long each took to be in place.
+    History(HistoryArgs),
     /// What commits replaced or deleted: list it, get it back, free it.
     Trash(TrashArgs),
     /// Orders to a tree's source.
@@ -70,6 +72,7 @@ impl Command {
             Self::Sync(args) => args.json,
             Self::Pki(command) => command.json(),
             Self::Status(args) => args.json,
+            Self::History(args) => args.json,
             Self::Trash(args) => args.json(),
             _ => false,
         }
@@ -261,6 +264,21 @@ pub struct StatusArgs {
     /// Again every second.
     #[arg(short, long)]
     pub watch: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// The tree.
+    pub tree: String,
+    /// JSON, one object a line; its fields are in docs/history.md.
+    #[arg(long)]
+    pub json: bool,
+    /// No more than so many generations; 1,000 are kept.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: usize,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 }

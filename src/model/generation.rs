@@ -57,6 +57,48 @@ pub struct Changes {
     pub bytes: u64,
 }
 
+/// How a generation came about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Cause {
+    /// The tree changed.
+    #[default]
+    Change,
+    /// The tree changed, and an operator let what the guard had refused through.
+    Approved {
+        /// The plan's id.
+        plan: String,
+    },
+    /// An older generation's content was brought back.
+    Rollback {
+        /// That generation.
+        to: GenId,
+    },
+    /// A deploy job ended.
+    Hold {
+        /// Whose.
+        who: String,
+    },
+    /// A new epoch was begun.
+    Reset,
+    /// A word of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Change => f.write_str("change"),
+            Self::Approved { plan } => write!(f, "approved plan {plan}"),
+            Self::Rollback { to } => write!(f, "rollback to {to}"),
+            Self::Hold { who } => write!(f, "hold by {who}"),
+            Self::Reset => f.write_str("source reset"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
 /// One published state of a tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
@@ -81,6 +123,9 @@ pub struct Generation {
     /// The plan id whose approval let it through, when the guard had refused it.
     #[serde(default)]
     pub approved: Option<String>,
+    /// How it came about.
+    #[serde(default)]
+    pub cause: Cause,
 }
 
 #[cfg(test)]

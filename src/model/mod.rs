@@ -14,7 +14,7 @@ mod status;
 pub use digest::Digest;
 pub use entry::{Entry, Kind, LocalId, Mtime, Node, Owner};
 pub use escape::{escape, escaped};
-pub use generation::{Changes, GenId, Generation};
+pub use generation::{Cause, Changes, GenId, Generation};
 pub use node::{BadNodeId, NodeId};
 pub use object::{Object, RootHeader, root_content};
 pub use path::{BadName, Name, TreePath};

@@ -47,6 +47,7 @@ pub async fn local(socket: UnixListener, agent: Arc<Agent>, stop: CancellationTo
         .route("/1/approve", post(approve))
         .route("/1/reset", post(reset))
         .route("/1/trash", post(trash))
+        .route("/1/history", get(history))
         .with_state(agent);
     let served = axum::serve(socket, app).with_graceful_shutdown(async move { stop.cancelled().await }).await;
     if let Err(e) = served {
@@ -63,6 +64,16 @@ async fn approve(State(agent): State<Arc<Agent>>, Query(order): Query<Approve>) 
 
 async fn reset(State(agent): State<Arc<Agent>>, Query(order): Query<Reset>) -> Response {
     answer(move || agent.reset(&order.tree)).await
+}
+
+#[derive(Deserialize)]
+struct HistoryOf {
+    tree: String,
+    limit: usize,
+}
+
+async fn history(State(agent): State<Arc<Agent>>, Query(of): Query<HistoryOf>) -> Response {
+    answer_with(move || agent.history(&of.tree, of.limit)).await
 }
 
 async fn trash(

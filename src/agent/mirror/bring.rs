@@ -9,8 +9,9 @@ use super::MirrorTree;
 use super::engine::{End, Engine, Session};
 use super::remote::{Remote, check};
 use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, Trees};
+use crate::agent::history::Applied;
 use crate::config::DriftPolicy;
-use crate::disk::{OwnerPolicy, boot_ms};
+use crate::disk::{OwnerPolicy, boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
 use crate::model::{
     Digest, Entry, GenId, Generation, Kind, Object, Owner, RefusedPlan, Root, RootHeader, Source as _, State,
@@ -328,6 +329,7 @@ impl Engine {
         }
         tree.mark_applied(newest);
         tree.enter(State::Current);
+        tree.remember(s, newest, &took, is_new);
         if newest.id.number.is_multiple_of(SWEEP_EVERY) {
             self.sweep(s, newest);
         }
@@ -365,6 +367,23 @@ impl Engine {
 }
 
 impl MirrorTree {
+    /// Writes down what was applied, and which commit did it.
+    fn remember(&self, s: &Session, generation: &Generation, took: &Took, is_new: bool) {
+        if let Ok(Some(marker)) = s.control.marker() {
+            self.happened.commit(marker.seq, generation.id);
+        }
+        if is_new {
+            let converged = self.shared().converged_last.filter(|(id, _)| *id == generation.id);
+            let all = took.fetch + took.plan + took.stage + took.commit;
+            self.happened.applied(&Applied {
+                generation: generation.clone(),
+                at_ms: wall_ms(),
+                took_ms: u64::try_from(all.as_millis()).unwrap_or(u64::MAX),
+                converged_ms: converged.map(|(_, ms)| ms),
+            });
+        }
+    }
+
     /// A generation is completely in place.
     pub(super) fn mark_applied(&self, generation: &Generation) {
         let (now, id) = (boot_ms(), generation.id);
@@ -378,7 +397,10 @@ impl MirrorTree {
         if let Some(took) = shared.lag.applied(id, now) {
             shared.history.add(id, took, now);
             shared.converged.push((id, took));
+            shared.converged_last = Some((id, took));
         }
+        let took = shared.converged_last.filter(|(of, _)| *of == id).map_or(0, |(_, took)| took);
+        shared.recent.push(generation, now as i64 - took as i64);
         drop(shared);
         self.news.notify_one();
     }

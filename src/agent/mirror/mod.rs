@@ -19,11 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Limits;
 use super::role::{Reply, Role, Trouble};
+use super::history::{History as Happened, HistoryEntry, RECENT, Ring};
 use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
 use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
-use crate::disk::boot_ms;
+use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
 use crate::lag::{History, Lag};
 use crate::model::{
@@ -57,6 +58,7 @@ pub(super) struct MirrorTree {
     client: Client,
     /// What the node's health is judged by.
     limits: Arc<Limits>,
+    happened: Happened,
     orders: Sender<Order>,
     woken: AtomicBool,
     /// The whole mirror ends.
@@ -95,6 +97,10 @@ struct Shared {
     behind: Option<u64>,
     lock: Option<String>,
     history: History,
+    /// The newest generations that were applied.
+    recent: Ring,
+    /// How long the last one took from its publication.
+    converged_last: Option<(GenId, u64)>,
     /// Convergence times not reported yet.
     converged: Vec<(GenId, u64)>,
     connected: bool,
@@ -134,6 +140,13 @@ impl MirrorTree {
         let path = super::paths::destination(&config.path)?;
         let state = TreeState::open(state_dir, &path)?;
         let (orders, inbox) = channel();
+        let happened = Happened::open(&state.file("history.db"));
+        let (now, wall) = (boot_ms() as i64, wall_ms());
+        let mut recent = Ring::default();
+        for a in happened.all_applied(RECENT).into_iter().rev() {
+            let since = (wall - a.at_ms).max(0) + a.converged_ms.unwrap_or(0) as i64;
+            recent.push(&a.generation, now - since);
+        }
         let tree = Arc::new(Self {
             config: config::Tree { path, ..config.clone() },
             role: role.clone(),
@@ -142,6 +155,7 @@ impl MirrorTree {
             state,
             client,
             limits,
+            happened,
             orders,
             woken: AtomicBool::new(false),
             stop: Arc::default(),
@@ -165,6 +179,8 @@ impl MirrorTree {
                 behind: None,
                 lock: None,
                 history: History::default(),
+                recent,
+                converged_last: None,
                 converged: Vec::new(),
                 connected: false,
                 suspects: Vec::new(),
@@ -295,6 +311,7 @@ impl Role for MirrorTree {
             held_count: 0,
             lock: shared.lock.clone(),
             convergence,
+            recent: shared.recent.list(now),
             nodes: vec![own],
             ..TreeStatus::new("", "")
         }
@@ -310,7 +327,7 @@ impl Role for MirrorTree {
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
-        let generation = |_commit| None;
+        let generation = |commit| self.happened.generation_of(commit);
         if order.reads_only() {
             // waits for nothing that is under way
             return trash::read_only(&self.config.path, &order, &generation);
@@ -329,6 +346,10 @@ impl Role for MirrorTree {
                 let _ = reply.send(done);
             }))
         })
+    }
+
+    fn history(&self, limit: usize) -> Result<Vec<HistoryEntry>> {
+        Ok(self.happened.of_mirror(&self.node, limit))
     }
 
     fn stop(&self) {

@@ -21,7 +21,7 @@ use crate::disk::{
     Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, now, wall_ms, write_atomic,
 };
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped};
+use crate::model::{Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped};
 use crate::plan::{Filter, PlanId};
 use crate::scan::{Counters, Gate, Index, Only, Scanned, Spec, Store, scan};
 use crate::watch::{Settle, Watcher, unfinished};
@@ -52,6 +52,8 @@ pub(super) struct Engine {
     pub(super) high: HighWater,
     /// Lets one refused plan through.
     pub(super) approved: Option<PlanId>,
+    /// How the next generation comes about, when it is not by a change of the tree alone.
+    pub(super) cause: Option<Cause>,
     /// What was published last, as far as it is known: what the guard compares with. Not always announced.
     pub(super) base: Option<Generation>,
     kept: Instant,
@@ -85,14 +87,18 @@ pub(super) struct Session {
 
 impl Session {
     /// Changes the tree's trash, or the tree from it; what comes into the tree is a change like any other.
-    pub(super) fn trash(&self, tree: &str, order: &TrashOrder) -> Result<TrashAnswer> {
+    pub(super) fn trash(
+        &self,
+        tree: &str,
+        order: &TrashOrder,
+        generation: &dyn Fn(u64) -> Option<GenId>,
+    ) -> Result<TrashAnswer> {
         if self.own_high.is_none() {
             let what = format!("{tree} cannot be written to by the agent; see its log");
             return Err(Error::new(Class::Permanent, what));
         }
         let control = Control::open(&self.path)?;
-        let generation = |_commit| None;
-        Trash { root: &self.dir, control: &control.dir, generation: &generation, into: Into::Allowed }.carry_out(order)
+        Trash { root: &self.dir, control: &control.dir, generation, into: Into::Allowed }.carry_out(order)
     }
 
     /// The next look is at everything.
@@ -158,7 +164,7 @@ impl Engine {
         tree.shared().high = high.get();
         let owners = Owners::default();
         let kept = Instant::now();
-        Ok(Self { tree, inbox, threads, filter, policy, owners, high, approved: None, base, kept })
+        Ok(Self { tree, inbox, threads, filter, policy, owners, high, approved: None, cause: None, base, kept })
     }
 
     pub(super) fn run(mut self) {
@@ -525,6 +531,7 @@ impl Engine {
             return;
         }
         self.kept = Instant::now();
+        self.tree.history.flush();
         let snapshot = self.tree.shared().nodes.snapshot((boot_ms(), wall_ms()));
         if let Some(text) = snapshot
             && let Err(e) = write_atomic(self.tree.state.dir(), super::nodes::Nodes::file(), &text)

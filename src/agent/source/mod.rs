@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use super::history::{self, History, HistoryEntry, Ring};
 use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
 use super::trash::{self, TrashAnswer, TrashOrder};
@@ -57,6 +58,7 @@ pub(super) struct SourceTree {
     zone: Option<String>,
     state: TreeState,
     store: Arc<Store>,
+    history: History,
     head: watch::Receiver<Option<Arc<Generation>>>,
     /// `None` after the end: who waits for news is told to ask again.
     announcer: Mutex<Option<watch::Sender<Option<Arc<Generation>>>>>,
@@ -85,6 +87,8 @@ struct Shared {
     superseded: Option<(GenId, NodeId)>,
     published: Published,
     nodes: Nodes,
+    /// The newest generations.
+    recent: Ring,
     lock: Option<String>,
 }
 
@@ -110,6 +114,11 @@ impl SourceTree {
         let ages = generations.iter().map(|g| (g.id, u64::try_from(now.1 - g.at_ms).unwrap_or(0)));
         let published = Published::new(ages, now.0);
         let nodes = Nodes::restored(&state, now);
+        let history = History::open(&state.file("history.db"));
+        let mut recent = Ring::default();
+        for g in generations.iter().take(history::RECENT).rev() {
+            recent.push(g, now.0 as i64 - (now.1 - g.at_ms).max(0));
+        }
         let (announcer, head) = watch::channel(None);
         let tree = Arc::new(Self {
             config: config::Tree { path, ..config.clone() },
@@ -118,6 +127,7 @@ impl SourceTree {
             zone: node.zone.clone(),
             state,
             store,
+            history,
             head,
             announcer: Mutex::new(Some(announcer)),
             orders,
@@ -135,6 +145,7 @@ impl SourceTree {
                 superseded: None,
                 published,
                 nodes,
+                recent,
                 lock: None,
             }),
             root: Mutex::new(None),
@@ -218,6 +229,7 @@ impl Role for SourceTree {
             held_count: shared.held_count,
             lock: shared.lock.clone(),
             convergence: Some(shared.nodes.convergence(now)),
+            recent: shared.recent.list(now),
             nodes,
             ..TreeStatus::new("", "")
         }
@@ -232,7 +244,7 @@ impl Role for SourceTree {
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
-        let generation = |_commit| None;
+        let generation = |commit| self.history.generation_of(commit);
         if order.reads_only() {
             // waits for nothing that is under way
             return trash::read_only(self.path(), &order, &generation);
@@ -241,7 +253,7 @@ impl Role for SourceTree {
         have_done(&self.orders, |reply| {
             Order::Job(Box::new(move |open| {
                 let done = match open {
-                    Some((_, s)) => s.trash(&tree, &order),
+                    Some((engine, s)) => s.trash(&tree, &order, &|commit| engine.tree.history.generation_of(commit)),
                     None => Err(Error::new(Class::Transient, NOT_OPEN)),
                 };
                 // who asked may have gone
@@ -249,6 +261,10 @@ impl Role for SourceTree {
                 Ok(())
             }))
         })
+    }
+
+    fn history(&self, limit: usize) -> Result<Vec<HistoryEntry>> {
+        Ok(self.history.of_source(self.store.generations(limit.min(publish::KEPT))?))
     }
 
     fn stop(&self) {

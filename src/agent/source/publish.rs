@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, Session};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::{Changes, Digest, GenId, Generation, Object, RefusedPlan, State};
+use crate::model::{Cause, Changes, Digest, GenId, Generation, Object, RefusedPlan, State};
 use crate::plan::{Diff, Facts, MaxDelete, Options, PlanId, Refusal, Tally, count, judge};
 use crate::scan::{self, Index, Scanned};
 
@@ -83,6 +83,11 @@ impl Engine {
             files,
             changes,
             judged: tally.is_some() || high == GenId::default(),
+            cause: match (self.cause.clone(), &approved) {
+                (Some(cause), _) => cause,
+                (None, Some(plan)) => Cause::Approved { plan: plan.clone() },
+                (None, None) => Cause::Change,
+            },
             approved,
         };
         self.announce(s, generation)?;
@@ -166,6 +171,7 @@ impl Engine {
         self.tree.store.add_generation(&generation)?;
         let mut shared = self.tree.shared();
         shared.published.publish(id, boot_ms());
+        shared.recent.push(&generation, boot_ms() as i64);
         shared.high = id;
         drop(shared);
         self.base = Some(generation.clone());
@@ -240,7 +246,10 @@ impl Engine {
         self.high.raise(next)?;
         self.tree.shared().high = next;
         s.be_thorough();
-        if let Err(e) = self.look(s, true) {
+        self.cause = Some(Cause::Reset);
+        let looked = self.look(s, true);
+        self.cause = None;
+        if let Err(e) = looked {
             let _ = reply.send(Err(Error::new(e.class, e.to_string())));
             return Err(e);
         }

@@ -75,6 +75,9 @@ impl peer::Serve for SourceTree {
 
     fn report(&self, node: &NodeId, report: Report) {
         let now = boot_ms();
+        for (id, ms) in &report.converged {
+            self.history.converged(*id, node, *ms);
+        }
         self.shared().nodes.reported(node, report, now);
     }
 

@@ -116,6 +116,7 @@ pub(super) fn generation(number: u64) -> Generation {
         changes: Default::default(),
         judged: true,
         approved: None,
+        cause: Default::default(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod basics;
 pub mod cluster;
 mod faults;
+mod history;
 mod netns;
 mod network;
 mod public;

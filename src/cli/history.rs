@@ -1,0 +1,69 @@
+//! `syncagent history`: the generations of a tree, newest first.
+
+use std::io::Write as _;
+
+use hyper::Method;
+
+use super::exit::Exit;
+use super::options::HistoryArgs;
+use super::output::human;
+use super::output_failed;
+use crate::agent::HistoryEntry;
+use crate::error::{Error, Result};
+use crate::model::escape;
+use crate::serve::ask;
+
+/// Mirrors that a line names.
+const NAMED: usize = 4;
+
+pub(super) fn run(args: &HistoryArgs) -> Result<Exit> {
+    let path = format!("/1/history?tree={}&limit={}", args.tree, args.limit);
+    let answer = ask(&args.agent.socket()?, &Method::GET, &path)?;
+    let bad = |e: serde_json::Error| Error::integrity(format!("the agent's answer: {e}"));
+    let entries: Vec<HistoryEntry> = serde_json::from_slice(&answer).map_err(bad)?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for e in &entries {
+        let line = if args.json { json(e) } else { text(e) };
+        writeln!(out, "{line}").map_err(output_failed)?;
+    }
+    if entries.is_empty() && !args.json {
+        writeln!(out, "no generation yet").map_err(output_failed)?;
+    }
+    out.flush().map_err(output_failed)?;
+    Ok(Exit::Done)
+}
+
+fn json(e: &HistoryEntry) -> String {
+    let cause = e.cause.to_string();
+    let mut value = serde_json::to_value(e).unwrap_or_default();
+    value["generation"] = e.generation.to_string().into();
+    value["cause_text"] = cause.into();
+    value.to_string()
+}
+
+fn text(e: &HistoryEntry) -> String {
+    let mut line = format!("{:>8}  {}  {}", e.generation.to_string(), e.at, e.origin);
+    let counts = [
+        (e.created, "created"),
+        (e.updated, "updated"),
+        (e.attrs, "attributes"),
+        (e.moved, "moved"),
+        (e.deleted, "deleted"),
+    ];
+    let counts: Vec<String> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    let counts = if counts.is_empty() { "nothing changed".to_owned() } else { counts.join(", ") };
+    line += &format!("  {}: {counts}; {}", escape(e.cause.to_string().as_bytes()), human(e.bytes));
+    line += &format!("; {} files, content {:.12}", e.files, e.content.to_string());
+    if let (Some(at), Some(took)) = (&e.applied_at, e.took_ms) {
+        line += &format!("; in place {at}, took {took} ms");
+    }
+    if !e.converged_ms.is_empty() {
+        let named: Vec<String> =
+            e.converged_ms.iter().take(NAMED).map(|(node, ms)| format!("{node} {ms} ms")).collect();
+        line += &format!("; {}", named.join(", "));
+        if let Some(slowest) = e.converged_ms.values().max().filter(|_| e.converged_ms.len() > NAMED) {
+            line += &format!(" and {} more, the slowest {slowest} ms", e.converged_ms.len() - NAMED);
+        }
+    }
+    line
+}
