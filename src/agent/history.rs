@@ -108,10 +108,9 @@ impl History {
     }
 
     fn run<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let what = |e: &dyn std::fmt::Display| Error::new(
-            crate::error::Class::Permanent,
-            format!("the history {}: {e}", self.path.display()),
-        );
+        let what = |e: &dyn std::fmt::Display| {
+            Error::new(crate::error::Class::Permanent, format!("the history {}: {e}", self.path.display()))
+        };
         let db = lock(&self.db);
         let db = db.as_ref().ok_or_else(|| what(&"it could not be opened"))?;
         f(db).map_err(|e| what(&e))
@@ -214,12 +213,14 @@ impl History {
         self.flush();
         let oldest = generations.last().map_or_else(GenId::default, |g| g.id);
         let read = |db: &Connection| {
-            let mut q = db.prepare("SELECT epoch, number, node, ms FROM converged WHERE (epoch, number) >= (?1, ?2)")?;
+            let mut q = db
+                .prepare("SELECT epoch, number, node, ms FROM converged WHERE (epoch, number) >= (?1, ?2)")?;
             let row = |r: &rusqlite::Row<'_>| {
                 let id = GenId { epoch: r.get::<_, i64>(0)? as u64, number: r.get::<_, i64>(1)? as u64 };
                 Ok((id, r.get::<_, String>(2)?, r.get::<_, i64>(3)? as u64))
             };
-            q.query_map(params![oldest.epoch as i64, oldest.number as i64], row)?.collect::<rusqlite::Result<Vec<_>>>()
+            q.query_map(params![oldest.epoch as i64, oldest.number as i64], row)?
+                .collect::<rusqlite::Result<Vec<_>>>()
         };
         let mut by_id: BTreeMap<GenId, BTreeMap<NodeId, u64>> = BTreeMap::new();
         for (id, node, ms) in self.run(read).unwrap_or_default() {
@@ -328,13 +329,16 @@ mod tests {
         history.flush();
         drop(history);
         let history = History::open(&path);
-        let count = history.run(|db| db.query_row("SELECT count(*) FROM converged", [], |r| r.get::<_, i64>(0)));
+        let count =
+            history.run(|db| db.query_row("SELECT count(*) FROM converged", [], |r| r.get::<_, i64>(0)));
         assert_eq!(count.unwrap(), 1_001);
         let ms = |n: i64, node: &str| {
             history.run(|db| {
-                db.query_row("SELECT ms FROM converged WHERE number = ?1 AND node = ?2", params![n, node], |r| {
-                    r.get::<_, i64>(0)
-                })
+                db.query_row(
+                    "SELECT ms FROM converged WHERE number = ?1 AND node = ?2",
+                    params![n, node],
+                    |r| r.get::<_, i64>(0),
+                )
                 .optional()
             })
         };

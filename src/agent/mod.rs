@@ -20,6 +20,7 @@ pub use apply::{Activate, Monitor, NotCarried, Outcome, Phase, Progress, TreeOpt
 pub use history::HistoryEntry;
 pub use inspect::{Drift, DriftKind, Explained, digest, explain, verify};
 pub use role::Role;
+pub use source::{Retention, RollbackAnswer, RollbackOrder};
 pub use state::{Pending, TreeState, default_state_dir};
 pub use supervisor::Agent;
 pub use sync::{SyncOptions, sync};

@@ -4,6 +4,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::history::HistoryEntry;
+use super::source::{Retention, RollbackAnswer, RollbackOrder};
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
@@ -47,6 +48,20 @@ pub trait Role: Send + Sync {
     /// The history cannot be read.
     fn history(&self, _limit: usize) -> Result<Vec<HistoryEntry>> {
         Err(Error::new(Class::Transient, NOT_OPEN))
+    }
+
+    /// Publishes an older generation's content again.
+    ///
+    /// # Errors
+    /// This node is not the source, the content is gone, a guard refused, or it failed.
+    fn rollback(&self, _order: RollbackOrder) -> Result<RollbackAnswer> {
+        let what = "this node is not the tree's source (or the tree could not be started); a rollback belongs on its source";
+        Err(Error::new(Class::Config, what))
+    }
+
+    /// What is kept for rollbacks; `None` where nothing ever is.
+    fn retention(&self) -> Option<Retention> {
+        None
     }
 
     /// Asks it to end at a consistent point.

@@ -14,7 +14,7 @@ use super::health;
 use super::history::HistoryEntry;
 use super::mirror::MirrorTree;
 use super::role::Role;
-use super::source::SourceTree;
+use super::source::{Retention, RollbackAnswer, RollbackOrder, SourceTree};
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::config::{Config, Endpoint, Role as RoleConfig, Tree, Upstream};
 use crate::disk::{boot_ms, wall_ms};
@@ -268,6 +268,22 @@ impl Agent {
     /// There is no such tree, or its history cannot be read.
     pub fn history(&self, tree: &str, limit: usize) -> Result<Vec<HistoryEntry>> {
         self.role(tree)?.history(limit)
+    }
+
+    /// What is kept of a tree for rollbacks; from memory.
+    ///
+    /// # Errors
+    /// There is no such tree.
+    pub fn retention(&self, tree: &str) -> Result<Option<Retention>> {
+        Ok(self.role(tree)?.retention())
+    }
+
+    /// Publishes an older generation's content again. Blocking.
+    ///
+    /// # Errors
+    /// There is no such tree, or what [`Role::rollback`] says.
+    pub fn rollback(&self, tree: &str, order: RollbackOrder) -> Result<RollbackAnswer> {
+        self.role(tree)?.rollback(order)
     }
 
     /// Begins a new epoch at a source. Blocking.

@@ -167,7 +167,10 @@ impl Trash<'_> {
             found.is_none()
         })?;
         found.ok_or_else(|| {
-            Error::new(Class::Config, format!("nothing in the trash is known to be displaced by generation {id}"))
+            Error::new(
+                Class::Config,
+                format!("nothing in the trash is known to be displaced by generation {id}"),
+            )
         })
     }
 

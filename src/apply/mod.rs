@@ -21,7 +21,7 @@ pub(crate) use control::LOCK;
 pub use control::{Control, Marker, Pin, PinnedMount, SyncMark};
 pub use journal::Journal;
 pub use recall::{Amount, Found, TrashPart, Trashed, empty_trash, find_trashed, trashed};
-pub(crate) use recall::{copy_bytes, open_displaced, trashed_content};
+pub(crate) use recall::{open_displaced, trashed_content};
 pub use stage::{Dropped, StageCounters, Staged, Stager, discard_partial, discard_stage};
 pub use swap::{Swap, check_swap, recover_swap};
 pub use trash::{Keep, next_number, prune};

@@ -355,7 +355,7 @@ fn copy_leaf(from: &Dir, name: &[u8], stat: &Stat, to: &Dir, new: &[u8], sum: &m
 }
 
 /// Clones the content where the file system can, else copies it.
-pub(crate) fn copy_bytes(from: &OwnedFd, to: &OwnedFd) -> Sys<()> {
+fn copy_bytes(from: &OwnedFd, to: &OwnedFd) -> Sys<()> {
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }

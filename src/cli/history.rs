@@ -8,10 +8,10 @@ use super::exit::Exit;
 use super::options::HistoryArgs;
 use super::output::human;
 use super::output_failed;
-use crate::agent::HistoryEntry;
+use crate::agent::{HistoryEntry, Retention};
 use crate::error::{Error, Result};
 use crate::model::escape;
-use crate::serve::ask;
+use crate::serve::{HistoryAnswer, ask};
 
 /// Mirrors that a line names.
 const NAMED: usize = 4;
@@ -20,7 +20,7 @@ pub(super) fn run(args: &HistoryArgs) -> Result<Exit> {
     let path = format!("/1/history?tree={}&limit={}", args.tree, args.limit);
     let answer = ask(&args.agent.socket()?, &Method::GET, &path)?;
     let bad = |e: serde_json::Error| Error::integrity(format!("the agent's answer: {e}"));
-    let entries: Vec<HistoryEntry> = serde_json::from_slice(&answer).map_err(bad)?;
+    let HistoryAnswer { entries, retention } = serde_json::from_slice(&answer).map_err(bad)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for e in &entries {
         let line = if args.json { json(e) } else { text(e) };
@@ -29,8 +29,35 @@ pub(super) fn run(args: &HistoryArgs) -> Result<Exit> {
     if entries.is_empty() && !args.json {
         writeln!(out, "no generation yet").map_err(output_failed)?;
     }
+    if let Some(r) = retention {
+        let line = if args.json { serde_json::json!({ "retention": r }).to_string() } else { kept(&r) };
+        writeln!(out, "{line}").map_err(output_failed)?;
+    }
     out.flush().map_err(output_failed)?;
     Ok(Exit::Done)
+}
+
+/// What a rollback can have.
+fn kept(r: &Retention) -> String {
+    if r.generations == 0 {
+        return "kept for rollbacks: nothing (keep = 0)".to_owned();
+    }
+    let how = if r.clones { "as clones" } else { "as copies" };
+    let mut line = format!(
+        "kept for rollbacks: {} generations before the current one, {} files {how}, {} (bound: {})",
+        r.generations,
+        r.files,
+        human(r.bytes),
+        human(r.limit)
+    );
+    if r.left_out > 0 {
+        line +=
+            &format!("; {} files of the current one are not kept, {}", r.left_out, human(r.left_out_bytes));
+    }
+    if let Some(e) = &r.error {
+        line += &format!("; {}", escape(e.as_bytes()));
+    }
+    line
 }
 
 fn json(e: &HistoryEntry) -> String {
@@ -50,7 +77,8 @@ fn text(e: &HistoryEntry) -> String {
         (e.moved, "moved"),
         (e.deleted, "deleted"),
     ];
-    let counts: Vec<String> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    let counts: Vec<String> =
+        counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     let counts = if counts.is_empty() { "nothing changed".to_owned() } else { counts.join(", ") };
     line += &format!("  {}: {counts}; {}", escape(e.cause.to_string().as_bytes()), human(e.bytes));
     line += &format!("; {} files, content {:.12}", e.files, e.content.to_string());

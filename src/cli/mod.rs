@@ -12,6 +12,7 @@ mod options;
 mod output;
 mod pki;
 mod progress;
+mod rollback;
 mod run;
 mod sandbox;
 mod status;
@@ -72,6 +73,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
         Command::Approve(args) => admin::approve(args),
         Command::History(args) => history::run(args),
+        Command::Rollback(args) => rollback::run(args),
         Command::Trash(args) => trash::run(args),
         Command::Source(SourceCommand::Reset(args)) => admin::reset(args),
         Command::Run(args) => run::run(args),

@@ -47,6 +47,8 @@ pub enum Command {
     Approve(ApproveArgs),
     /// A tree's generations: when, from where, what changed, how long each took to be in place.
     History(HistoryArgs),
+    /// On the source: publish an older generation's content again, as a new generation.
+    Rollback(RollbackArgs),
     /// What commits replaced or deleted: list it, get it back, free it.
     Trash(TrashArgs),
     /// Orders to a tree's source.
@@ -73,6 +75,7 @@ impl Command {
             Self::Pki(command) => command.json(),
             Self::Status(args) => args.json,
             Self::History(args) => args.json,
+            Self::Rollback(args) => args.json,
             Self::Trash(args) => args.json(),
             _ => false,
         }
@@ -279,6 +282,27 @@ pub struct HistoryArgs {
     /// No more than so many generations; 1,000 are kept.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub limit: usize,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The tree.
+    pub tree: String,
+    /// The generation, as `history` shows it; by default the newest one that is not as the present one.
+    #[arg(long, value_name = "GEN")]
+    pub to: Option<crate::model::GenId>,
+    /// Only say what would be done, and whether all of it is there.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Let exactly the deletions of a refused rollback through.
+    #[arg(long, value_name = "PLAN-ID")]
+    pub approve: Option<PlanId>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 }

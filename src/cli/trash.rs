@@ -132,7 +132,14 @@ fn show(answer: &TrashAnswer, json: bool) -> Result<Exit> {
             writeln!(out, "{line}")
         } else {
             let generation = generation.unwrap_or_else(|| "-".into());
-            writeln!(out, "{:>6}  {generation:>8}  {}  {kind:<10}  {:>10}  {}", e.commit, e.at, human(e.size), e.path)
+            writeln!(
+                out,
+                "{:>6}  {generation:>8}  {}  {kind:<10}  {:>10}  {}",
+                e.commit,
+                e.at,
+                human(e.size),
+                e.path
+            )
         };
         written.map_err(output_failed)?;
     }

@@ -58,7 +58,11 @@ async fn send(socket: &Path, method: &Method, path: &str, body: Bytes) -> Result
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
     tokio::spawn(connection);
-    let request = Request::builder().method(method.clone()).uri(path).header("host", "localhost").header("content-type", "application/json");
+    let request = Request::builder()
+        .method(method.clone())
+        .uri(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json");
     let request = request.body(Full::new(body)).map_err(|e| Error::integrity(e.to_string()))?;
     let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
     let status = answer.status();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, TrashOrder};
+use crate::agent::{Agent, HistoryEntry, Retention, RollbackOrder, TrashOrder};
 use crate::error::{Class, Error, Result};
 
 /// What went wrong, as it is sent.
@@ -48,6 +48,7 @@ pub async fn local(socket: UnixListener, agent: Arc<Agent>, stop: CancellationTo
         .route("/1/reset", post(reset))
         .route("/1/trash", post(trash))
         .route("/1/history", get(history))
+        .route("/1/rollback", post(rollback))
         .with_state(agent);
     let served = axum::serve(socket, app).with_graceful_shutdown(async move { stop.cancelled().await }).await;
     if let Err(e) = served {
@@ -66,6 +67,23 @@ async fn reset(State(agent): State<Arc<Agent>>, Query(order): Query<Reset>) -> R
     answer(move || agent.reset(&order.tree)).await
 }
 
+async fn rollback(
+    State(agent): State<Arc<Agent>>,
+    Query(of): Query<Reset>,
+    Json(order): Json<RollbackOrder>,
+) -> Response {
+    answer_with(move || agent.rollback(&of.tree, order)).await
+}
+
+/// `GET /1/history`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HistoryAnswer {
+    /// Newest first.
+    pub entries: Vec<HistoryEntry>,
+    /// What a source keeps for rollbacks.
+    pub retention: Option<Retention>,
+}
+
 #[derive(Deserialize)]
 struct HistoryOf {
     tree: String,
@@ -73,7 +91,11 @@ struct HistoryOf {
 }
 
 async fn history(State(agent): State<Arc<Agent>>, Query(of): Query<HistoryOf>) -> Response {
-    answer_with(move || agent.history(&of.tree, of.limit)).await
+    let read = move || {
+        let (entries, retention) = (agent.history(&of.tree, of.limit)?, agent.retention(&of.tree)?);
+        Ok(HistoryAnswer { entries, retention })
+    };
+    answer_with(read).await
 }
 
 async fn trash(

@@ -8,3 +8,4 @@ mod public;
 pub use ask::{ask, ask_with};
 pub use local::local;
 pub use public::Ports;
+pub use local::{HistoryAnswer, local};

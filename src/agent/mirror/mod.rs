@@ -332,13 +332,15 @@ impl Role for MirrorTree {
             // waits for nothing that is under way
             return trash::read_only(&self.config.path, &order, &generation);
         }
-        let into = format!("{} is a mirror here: what is put into it is drift, and taken out again", self.name());
+        let into =
+            format!("{} is a mirror here: what is put into it is drift, and taken out again", self.name());
         have_done(&self.orders, |reply| {
             Order::Job(Box::new(move |open| {
                 let done = match open {
                     Some(s) => {
                         let (root, control) = (&s.control.root, &s.control.dir);
-                        Trash { root, control, generation: &|_| None, into: Into::Refused(into) }.carry_out(&order)
+                        Trash { root, control, generation: &|_| None, into: Into::Refused(into) }
+                            .carry_out(&order)
                     }
                     None => Err(Error::new(Class::Transient, NOT_OPEN)),
                 };

@@ -16,12 +16,14 @@ use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::target::{Target, recover_all};
 use crate::agent::trash::{Into, Trash, TrashAnswer, TrashOrder};
 use crate::agent::{paths, pin};
-use crate::apply::{Control, Keep, Pin};
+use crate::apply::{Control, Keep, Pin, discard_stage};
 use crate::disk::{
     Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, now, wall_ms, write_atomic,
 };
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped};
+use crate::model::{
+    Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped,
+};
 use crate::plan::{Filter, PlanId};
 use crate::scan::{Counters, Gate, Index, Only, Scanned, Spec, Store, scan};
 use crate::watch::{Settle, Watcher, unfinished};
@@ -45,15 +47,17 @@ const MAX_HELD: usize = 100;
 pub(super) struct Engine {
     pub(super) tree: Arc<SourceTree>,
     pub(super) inbox: Inbox,
-    threads: usize,
+    pub(super) threads: usize,
     pub(super) filter: Filter,
-    policy: OwnerPolicy,
+    pub(super) policy: OwnerPolicy,
     pub(super) owners: Owners,
     pub(super) high: HighWater,
     /// Lets one refused plan through.
     pub(super) approved: Option<PlanId>,
     /// How the next generation comes about, when it is not by a change of the tree alone.
     pub(super) cause: Option<Cause>,
+    /// A rollback that was under way when the agent ended, or is.
+    pub(super) rolling: Option<super::rollback::Rolling>,
     /// What was published last, as far as it is known: what the guard compares with. Not always announced.
     pub(super) base: Option<Generation>,
     kept: Instant,
@@ -61,28 +65,28 @@ pub(super) struct Engine {
 
 /// The tree, open.
 pub(super) struct Session {
-    path: PathBuf,
-    dir: Arc<Dir>,
+    pub(super) path: PathBuf,
+    pub(super) dir: Arc<Dir>,
     mount: MountId,
     pub(super) index: Index,
-    watcher: Arc<Watcher>,
-    settle: Settle,
+    pub(super) watcher: Arc<Watcher>,
+    pub(super) settle: Settle,
     /// The tree's own copy of the highest generation; `None` where the tree cannot be written to.
     pub(super) own_high: Option<HighWater>,
     _lock: Option<Lock>,
     /// What is mounted in it.
     mounts: Vec<(TreePath, MountId)>,
-    next_full: Instant,
+    pub(super) next_full: Instant,
     next_suspect: Instant,
     looked: Instant,
     /// Something could not be read in the last full scan.
     unreadable: bool,
     pub(super) look_took: Duration,
     /// A full scan is due now.
-    full: bool,
+    pub(super) full: bool,
     /// Everything in the dirty directories is read, whatever the index says.
-    distrust: bool,
-    dirty: crate::watch::Changes,
+    pub(super) distrust: bool,
+    pub(super) dirty: crate::watch::Changes,
 }
 
 impl Session {
@@ -105,6 +109,17 @@ impl Session {
     pub(super) fn be_thorough(&mut self) {
         self.full = true;
     }
+}
+
+/// Which files a scan describes as they were published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gated {
+    /// Those that are not finished, or changed shortly ago.
+    Fully,
+    /// Those that are not finished, whatever their times are.
+    ByUse,
+    /// None.
+    Not,
 }
 
 /// Which files are not finished, and what was published of them.
@@ -164,7 +179,20 @@ impl Engine {
         tree.shared().high = high.get();
         let owners = Owners::default();
         let kept = Instant::now();
-        Ok(Self { tree, inbox, threads, filter, policy, owners, high, approved: None, cause: None, base, kept })
+        Ok(Self {
+            tree,
+            inbox,
+            threads,
+            filter,
+            policy,
+            owners,
+            high,
+            approved: None,
+            cause: None,
+            rolling: None,
+            base,
+            kept,
+        })
     }
 
     pub(super) fn run(mut self) {
@@ -256,11 +284,16 @@ impl Engine {
             pin::check(&old, "source", &path, &mount, &self.remedy())?;
         }
         self.tree.shared().lock = None;
+        let index = Index::open(&self.tree.state.file("source.db"))?;
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
                 // it may have been a mirror before
                 let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-                recover_all(&control, &Index::temporary()?, keep)?;
+                if recover_all(&control, &index, keep)?.is_some() {
+                    tracing::info!(tree = self.name(), "finished what was under way");
+                }
+                // what a rollback had staged that was never decided
+                discard_stage(&control)?;
                 let applied = control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
                 self.high.raise(applied.map_or_else(GenId::default, |(id, _)| id))?;
                 (Some(HighWater::open(&control.dir, HIGH)?), lock)
@@ -282,9 +315,10 @@ impl Engine {
         self.tree.shared().high = self.high.get();
         let waker = self.tree.clone();
         let watcher = Arc::new(Watcher::new(&path, move || waker.wake())?);
-        let index = Index::open(&self.tree.state.file("source.db"))?;
         let dir = Arc::new(dir);
         *super::lock(&self.tree.root) = Some(dir.clone());
+        self.tree.retain.wake();
+        self.rolling = self.tree.state.read(super::rollback::FILE);
         Ok(Session {
             path,
             dir,
@@ -351,7 +385,7 @@ impl Engine {
     }
 
     /// Takes the watcher's events over.
-    fn gather(&mut self, s: &mut Session) {
+    pub(super) fn gather(&mut self, s: &mut Session) {
         self.tree.woken.store(false, Ordering::Release);
         self.is_superseded();
         let mut changes = s.watcher.take();
@@ -448,11 +482,16 @@ impl Engine {
     }
 
     fn scan(&self, s: &mut Session, only: Option<&Only>) -> Result<Scanned> {
+        self.scan_as(s, only, Gated::Fully)
+    }
+
+    /// As `gated` says, files that are not finished are described as they were published.
+    pub(super) fn scan_as(&self, s: &mut Session, only: Option<&Only>, gated: Gated) -> Result<Scanned> {
         self.check_mounts(s)?;
         let looked = Looked {
             settle: &s.settle,
             // without events only the times tell
-            quiet: s.watcher.degraded().map(|_| self.tree.role.settle),
+            quiet: s.watcher.degraded().filter(|_| gated == Gated::Fully).map(|_| self.tree.role.settle),
             store: &self.tree.store,
             base: self.base.as_ref().map(|b| b.root.object),
         };
@@ -466,7 +505,7 @@ impl Engine {
             owners: &self.owners,
             rehash: std::mem::take(&mut s.distrust),
             setid: self.tree.config.setid,
-            gate: Some(&looked),
+            gate: (gated != Gated::Not).then_some(&looked as &dyn Gate),
             entering: Some(&entering),
             only,
             known: None,

@@ -7,6 +7,8 @@
 mod engine;
 mod nodes;
 mod publish;
+mod retain;
+mod rollback;
 mod serve;
 
 use std::path::PathBuf;
@@ -31,6 +33,7 @@ use crate::model::{
 use crate::plan::PlanId;
 use crate::scan::Store;
 use nodes::Nodes;
+use retain::Retain;
 
 /// What the engine's thread is asked to do.
 enum Order {
@@ -59,6 +62,7 @@ pub(super) struct SourceTree {
     state: TreeState,
     store: Arc<Store>,
     history: History,
+    retain: Retain,
     head: watch::Receiver<Option<Arc<Generation>>>,
     /// `None` after the end: who waits for news is told to ask again.
     announcer: Mutex<Option<watch::Sender<Option<Arc<Generation>>>>>,
@@ -128,6 +132,7 @@ impl SourceTree {
             state,
             store,
             history,
+            retain: Retain::default(),
             head,
             announcer: Mutex::new(Some(announcer)),
             orders,
@@ -156,6 +161,7 @@ impl SourceTree {
         let thread = std::thread::Builder::new().name(name).spawn(move || engine.run());
         let thread = thread.map_err(|e| Error::io(e, "cannot start a thread"))?;
         *lock(&tree.thread) = Some(thread);
+        retain::start(tree.clone())?;
         Ok(tree)
     }
 
@@ -253,7 +259,9 @@ impl Role for SourceTree {
         have_done(&self.orders, |reply| {
             Order::Job(Box::new(move |open| {
                 let done = match open {
-                    Some((engine, s)) => s.trash(&tree, &order, &|commit| engine.tree.history.generation_of(commit)),
+                    Some((engine, s)) => {
+                        s.trash(&tree, &order, &|commit| engine.tree.history.generation_of(commit))
+                    }
                     None => Err(Error::new(Class::Transient, NOT_OPEN)),
                 };
                 // who asked may have gone
@@ -263,6 +271,23 @@ impl Role for SourceTree {
         })
     }
 
+    fn rollback(&self, order: RollbackOrder) -> Result<RollbackAnswer> {
+        have_done(&self.orders, |reply| {
+            Order::Job(Box::new(move |open| match open {
+                Some((engine, s)) => engine.roll_back(s, &order, &reply),
+                None => {
+                    // who asked may have gone
+                    let _ = reply.send(Err(Error::new(Class::Transient, NOT_OPEN)));
+                    Ok(())
+                }
+            }))
+        })
+    }
+
+    fn retention(&self) -> Option<Retention> {
+        Some(self.retain.status())
+    }
+
     fn history(&self, limit: usize) -> Result<Vec<HistoryEntry>> {
         Ok(self.history.of_source(self.store.generations(limit.min(publish::KEPT))?))
     }
@@ -270,6 +295,7 @@ impl Role for SourceTree {
     fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         *lock(&self.announcer) = None;
+        self.retain.wake();
         let _ = self.orders.send(Order::Stop);
     }
 
@@ -279,3 +305,6 @@ impl Role for SourceTree {
 }
 
 type Inbox = Receiver<Order>;
+
+pub use retain::Retention;
+pub use rollback::{RollbackAnswer, RollbackOrder};

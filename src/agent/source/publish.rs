@@ -15,7 +15,7 @@ use crate::scan::{self, Index, Scanned};
 
 /// Generations that are kept for the history, and those whose directory objects are.
 pub(super) const KEPT: usize = 1_000;
-const KEPT_OBJECTS: usize = 8;
+const KEPT_OBJECTS: u64 = 8;
 /// What is no longer needed is swept out after so many publications.
 const SWEEP_EVERY: u64 = 64;
 
@@ -35,6 +35,7 @@ impl Engine {
         }
         let head = self.tree.head.borrow().clone();
         if head.is_some_and(|h| h.root == scanned.root && h.id >= self.high.get()) {
+            self.forget_rollback();
             return Ok(Published::Unchanged);
         }
         if self.is_held() {
@@ -53,7 +54,7 @@ impl Engine {
             let plan = tally.plan_id();
             let facts = Facts { there, source_is_empty: is_empty(scanned), unmanaged: false };
             if let Some(refusal) = judge(tally, facts, self.tree.config.max_delete) {
-                if self.approved != Some(plan) {
+                if self.approved != Some(plan) && !self.rolled_back(scanned, Some(plan)) {
                     self.refuse(plan, &refusal, tally.lost);
                     return Ok(Published::Not);
                 }
@@ -83,7 +84,7 @@ impl Engine {
             files,
             changes,
             judged: tally.is_some() || high == GenId::default(),
-            cause: match (self.cause.clone(), &approved) {
+            cause: match (self.cause.clone().or_else(|| self.rollback_to(scanned)), &approved) {
                 (Some(cause), _) => cause,
                 (None, Some(plan)) => Cause::Approved { plan: plan.clone() },
                 (None, None) => Cause::Change,
@@ -91,6 +92,7 @@ impl Engine {
             approved,
         };
         self.announce(s, generation)?;
+        self.forget_rollback();
         tracing::info!(
             tree = self.name(),
             generation = %id,
@@ -132,6 +134,11 @@ impl Engine {
             self.trouble(State::Superseded, super::serve::superseded(self.name(), *id, node));
         }
         by.is_some()
+    }
+
+    /// Whether something forbids publications at present; status says what.
+    pub(super) fn may_not_publish(&self) -> bool {
+        self.is_held()
     }
 
     fn is_held(&self) -> bool {
@@ -176,6 +183,7 @@ impl Engine {
         drop(shared);
         self.base = Some(generation.clone());
         self.tree.announce(generation);
+        self.tree.retain.wake();
         if let Some(own) = &mut s.own_high
             && let Err(e) = own.raise(id)
         {
@@ -194,7 +202,10 @@ impl Engine {
         if let Some(oldest) = kept.last() {
             self.tree.store.forget_before(oldest.id)?;
         }
-        let roots: Vec<_> = kept.iter().take(KEPT_OBJECTS).map(|g| g.root.object).collect();
+        // what is kept for rollbacks needs its directories
+        let objects =
+            usize::try_from(KEPT_OBJECTS.max(self.tree.config.keep.saturating_add(1))).unwrap_or(KEPT);
+        let roots: Vec<_> = kept.iter().take(objects).map(|g| g.root.object).collect();
         let gone = self.tree.store.sweep(&roots)?;
         tracing::debug!(tree = self.name(), gone, "swept");
         Ok(())
@@ -272,7 +283,7 @@ fn is_empty(scanned: &Scanned) -> bool {
 }
 
 /// A refusal in the words of a source.
-fn explain(refusal: &Refusal, limit: MaxDelete) -> String {
+pub(super) fn explain(refusal: &Refusal, limit: MaxDelete) -> String {
     match refusal {
         Refusal::EmptySource { there } => {
             format!("the tree is empty now, and was published with {there} files: is it really there?")

@@ -7,4 +7,5 @@ mod history;
 mod netns;
 mod network;
 mod public;
+mod rollback;
 mod trash;

@@ -1,0 +1,496 @@
+//! What the source keeps of published contents, so that they are there after its users wrote over them: a clone or a
+//! copy of each file under its digest, in `TREE/.syncagent/keep/xx/DIGEST`, on the same file system.
+//!
+//! A thread of its own fills it after each publication, the smallest files first, and never holds a publication up. A
+//! file is in it only when its content was right when it was taken; one that changed meanwhile is passed over. Without
+//! clones everything counts against `keep-bytes` and against half of what is free; with clones only what the
+//! current generation does not have any more, because a clone costs nothing until its file is overwritten. Nothing here
+//! is synced: a crash may lose some, and what is taken out again is verified.
+
+use std::collections::{BinaryHeap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::{SourceTree, lock};
+use crate::disk::{Dir, FileKind, remove_tree, stat_fd};
+use crate::error::{Context as _, Error, Result};
+use crate::model::{Digest, GenId, Generation, Node, TreePath};
+use crate::plan::CONTROL_DIR;
+use crate::scan::{Store, hash_fd, read_full, with_buffer};
+
+pub(super) const KEEP: &[u8] = b"keep";
+/// Files that are taken in one pass; more are taken in the next one. A bound on memory.
+const PASS: usize = 100_000;
+/// What no generation needs is looked for so often at most, and so many times its duration apart.
+const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP_FACTOR: u32 = 20;
+/// The tree may not be open yet.
+const LOOK: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_secs(3600);
+
+/// How the retention of a source stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// Generations before the current one whose content is kept; 0: none is.
+    pub generations: u64,
+    /// By clones, which cost nothing until a file is overwritten; else by copies.
+    pub clones: bool,
+    /// Files kept.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The bound on bytes (of clones: of those that the current generation has not).
+    pub limit: u64,
+    /// Files of the current generation that are not kept: too much, or changed before they could be.
+    pub left_out: u64,
+    /// Their bytes.
+    pub left_out_bytes: u64,
+    /// The newest generation of which all was looked at.
+    pub up_to: Option<GenId>,
+    /// Why nothing is kept.
+    pub error: Option<String>,
+}
+
+/// What the thread shares with the tree.
+#[derive(Default)]
+pub(super) struct Retain {
+    news: Mutex<bool>,
+    wake: Condvar,
+    status: Mutex<Retention>,
+}
+
+impl Retain {
+    /// There is something new to keep, or the tree ends.
+    pub(super) fn wake(&self) {
+        *lock(&self.news) = true;
+        self.wake.notify_all();
+    }
+
+    pub(super) fn status(&self) -> Retention {
+        lock(&self.status).clone()
+    }
+
+    fn wait(&self, limit: Duration) {
+        let news = lock(&self.news);
+        let waited = self.wake.wait_timeout_while(news, limit, |news| !*news);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
+
+/// Starts the thread.
+///
+/// # Errors
+/// The operating system's.
+pub(super) fn start(tree: Arc<SourceTree>) -> Result<()> {
+    let name = format!("keep {}", tree.config.name);
+    let keeper = Keeper {
+        generations: tree.config.keep,
+        budget: tree.config.keep_bytes,
+        tree,
+        considered: HashSet::new(),
+        used: None,
+        tried: false,
+        swept: None,
+        next_sweep: Instant::now(),
+    };
+    let started = std::thread::Builder::new().name(name).spawn(move || keeper.run());
+    started.map(drop).map_err(|e| Error::io(e, "cannot start a thread"))
+}
+
+/// Where a content lies below `keep`.
+fn place(digest: &Digest) -> (String, String) {
+    let name = digest.to_string();
+    (name[..2].to_owned(), name)
+}
+
+/// Opens a kept content of `size` bytes; `None` when it is not kept.
+pub(super) fn open_kept(keep: &Dir, digest: &Digest, size: u64) -> Option<OwnedFd> {
+    let (dir, name) = place(digest);
+    let fd = keep.open_child(dir.as_bytes()).and_then(|d| d.open_file(name.as_bytes())).ok()?;
+    stat_fd(&fd).is_ok_and(|s| s.kind == FileKind::File && s.size == size).then_some(fd)
+}
+
+/// Forgets a content that turned out to be damaged.
+pub(super) fn drop_kept(keep: &Dir, digest: &Digest) {
+    let (dir, name) = place(digest);
+    let _ = keep.open_child(dir.as_bytes()).and_then(|d| d.unlink(name.as_bytes()));
+}
+
+/// A file of the current generation that is not kept yet; the largest one first in a heap.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Want {
+    size: u64,
+    digest: Digest,
+    path: TreePath,
+}
+
+/// Bytes and files in the store.
+#[derive(Clone, Copy, Default)]
+struct Used {
+    files: u64,
+    bytes: u64,
+}
+
+struct Keeper {
+    tree: Arc<SourceTree>,
+    generations: u64,
+    budget: u64,
+    /// Directory objects of which everything is kept, or cannot be.
+    considered: HashSet<Digest>,
+    used: Option<Used>,
+    /// Whether the file system can clone is known.
+    tried: bool,
+    /// The generation for which was swept last.
+    swept: Option<GenId>,
+    next_sweep: Instant,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        let mut last: Option<String> = None;
+        while !self.stopped() {
+            let done = self.round();
+            let error = done.as_ref().err().map(ToString::to_string);
+            if let Some(e) = error.as_ref().filter(|e| last.as_ref() != Some(*e)) {
+                tracing::warn!(tree = self.tree.config.name, "contents are not kept for a rollback: {e}");
+            }
+            lock(&self.tree.retain.status).error.clone_from(&error);
+            last = error;
+            let rest = match done {
+                Ok(true) if self.generations == 0 => REST,
+                Ok(true) if self.swept_for_head() => REST,
+                Ok(true) => {
+                    self.next_sweep.saturating_duration_since(Instant::now()).max(Duration::from_millis(10))
+                }
+                Ok(false) | Err(_) => LOOK,
+            };
+            self.tree.retain.wait(rest);
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.tree.stop.load(Ordering::Relaxed)
+    }
+
+    fn head(&self) -> Option<Arc<Generation>> {
+        self.tree.head.borrow().clone()
+    }
+
+    fn swept_for_head(&self) -> bool {
+        self.head().is_none_or(|head| self.swept == Some(head.id))
+    }
+
+    /// One look at the newest generation. Gives whether the tree could be looked at.
+    fn round(&mut self) -> Result<bool> {
+        // open only while the engine has the tree, and its lock
+        let Ok(root) = self.tree.root_handle() else { return Ok(false) };
+        let Some(head) = self.head() else { return Ok(false) };
+        let Ok(control) = root.open_child(CONTROL_DIR) else { return Ok(false) };
+        let cannot = || "keep published contents in .syncagent/keep".to_owned();
+        if self.generations == 0 {
+            remove_tree(&control, KEEP).context(cannot)?;
+            return Ok(true);
+        }
+        let keep = control.ensure_dir(KEEP, 0o700).context(cannot)?;
+        if self.used.is_none() {
+            self.used = Some(count(&keep).context(cannot)?);
+        }
+        if Instant::now() >= self.next_sweep && !self.swept_for_head() {
+            self.sweep(&keep, &head)?;
+        }
+        let begun = Instant::now();
+        let left_out = self.take_in(&root, &keep, &head)?;
+        let used = self.used.unwrap_or_default();
+        let mut status = lock(&self.tree.retain.status);
+        status.generations = self.generations;
+        (status.files, status.bytes) = (used.files, used.bytes);
+        status.limit = self.budget;
+        if !self.stopped() {
+            status.up_to = Some(head.id);
+        }
+        if let Some((files, bytes)) = left_out {
+            (status.left_out, status.left_out_bytes) = (files, bytes);
+        }
+        drop(status);
+        tracing::debug!(tree = self.tree.config.name, generation = %head.id, took = ?begun.elapsed(), "kept");
+        Ok(true)
+    }
+
+    /// Keeps what the generation has and the store has not. Gives what was left out of what was looked at; `None`
+    /// when nothing was new.
+    fn take_in(&mut self, root: &Dir, keep: &Dir, head: &Generation) -> Result<Option<(u64, u64)>> {
+        if self.considered.contains(&head.root.object) {
+            return Ok(None);
+        }
+        loop {
+            let mut left_out = (0, 0);
+            let (mut want, visited, cut) = self.missing(keep, head)?;
+            let wanted = want.len() as u64;
+            want.sort();
+            for w in want {
+                if self.stopped() {
+                    return Ok(None);
+                }
+                if !self.take(root, keep, &w)? {
+                    left_out.0 += 1;
+                    left_out.1 += w.size;
+                }
+            }
+            if !cut || left_out.0 == wanted {
+                // when none of the smallest ones could be kept, the larger ones cannot either
+                self.considered.extend(visited);
+                return Ok(Some(left_out));
+            }
+        }
+    }
+
+    /// The smallest files that are not kept, the directories that were read, and whether there are more.
+    fn missing(&self, keep: &Dir, head: &Generation) -> Result<(Vec<Want>, Vec<Digest>, bool)> {
+        let mut heap: BinaryHeap<Want> = BinaryHeap::new();
+        let mut cut = false;
+        let mut asked: HashSet<Digest> = HashSet::new();
+        let mut visited = HashSet::new();
+        let mut stack = vec![(head.root.object, TreePath::root())];
+        while let Some((object, path)) = stack.pop() {
+            if self.considered.contains(&object) || !visited.insert(object) || self.stopped() {
+                continue;
+            }
+            for entry in self.tree.store.object(&object)?.entries {
+                match entry.node {
+                    Node::Dir { object, .. } => stack.push((object, path.join(&entry.name))),
+                    Node::File { size, digest } if size > 0 && open_kept(keep, &digest, size).is_none() => {
+                        if asked.len() < PASS * 2 && !asked.insert(digest) {
+                            continue;
+                        }
+                        heap.push(Want { size, digest, path: path.join(&entry.name) });
+                        if heap.len() > PASS {
+                            heap.pop();
+                            cut = true;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok((heap.into_vec(), visited.into_iter().collect(), cut))
+    }
+
+    /// Keeps one file; says whether it is kept now.
+    fn take(&mut self, root: &Dir, keep: &Dir, want: &Want) -> Result<bool> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let clones = lock(&self.tree.retain.status).clones;
+        if self.tried && !clones && !self.fits(keep, want.size) {
+            return Ok(false);
+        }
+        let (parent, name) = want.path.split();
+        let parent = TreePath::new(parent).unwrap_or_default();
+        let Ok(from) = root.open(&parent).and_then(|dir| dir.open_file(name)) else { return Ok(false) };
+        if !stat_fd(&from).is_ok_and(|s| s.kind == FileKind::File && s.size == want.size) {
+            return Ok(false);
+        }
+        let tmp = format!("new-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let tmp = tmp.as_bytes();
+        // a leftover of a crash
+        let _ = keep.unlink(tmp);
+        let cannot = || format!("keep the content of {}", want.path);
+        let to = keep.create_file(tmp, 0o400).context(cannot)?;
+        self.tried = true;
+        let taken = self.fill(keep, &from, &to, want);
+        let (dir, name) = place(&want.digest);
+        let done = match taken {
+            Ok(true) => keep
+                .ensure_dir(dir.as_bytes(), 0o700)
+                .and_then(|dir| keep.rename(tmp, &dir, name.as_bytes()))
+                .map(|()| true),
+            other => other,
+        };
+        if !matches!(done, Ok(true)) {
+            let _ = keep.unlink(tmp);
+        }
+        match done {
+            Ok(true) => {
+                let used = self.used.get_or_insert_default();
+                used.files += 1;
+                used.bytes += want.size;
+                Ok(true)
+            }
+            // what is full now may have space again later
+            Ok(false) | Err(Errno::NOSPC | Errno::DQUOT | Errno::CANCELED) => Ok(false),
+            Err(e) => Err(e).context(cannot),
+        }
+    }
+
+    /// Clones or copies, and says whether it is the right content.
+    fn fill(&self, keep: &Dir, from: &OwnedFd, to: &OwnedFd, want: &Want) -> rustix::io::Result<bool> {
+        let cloned = rustix::fs::ioctl_ficlone(to, from).is_ok();
+        lock(&self.tree.retain.status).clones = cloned;
+        if cloned {
+            return Ok(hash_fd(to, want.size, &self.tree.stop)? == (want.digest, want.size));
+        }
+        if !self.fits(keep, want.size) {
+            return Ok(false);
+        }
+        let digest = with_buffer(|buf| {
+            let mut hasher = blake3::Hasher::new();
+            let mut total = 0;
+            loop {
+                if self.stopped() {
+                    return Err(Errno::CANCELED);
+                }
+                let n = read_full(from, buf)?;
+                total += n as u64;
+                // it grew: not what was published
+                if total > want.size {
+                    return Ok(None);
+                }
+                hasher.update(&buf[..n]);
+                let mut left = &buf[..n];
+                while !left.is_empty() {
+                    match rustix::io::write(to, left) {
+                        Ok(0) => return Err(Errno::IO),
+                        Ok(n) => left = &left[n..],
+                        Err(Errno::INTR) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                if n < buf.len() {
+                    return Ok(Some(Digest::from(hasher.finalize())));
+                }
+            }
+        })?;
+        Ok(digest == Some(want.digest))
+    }
+
+    /// Whether a copy of so many bytes is within the bounds.
+    fn fits(&self, keep: &Dir, size: u64) -> bool {
+        let used = self.used.unwrap_or_default().bytes;
+        let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        used + size <= self.budget && used + size <= (used + free) / 2
+    }
+
+    /// Removes what none of the kept generations has, and the oldest ones' contents while it is too much.
+    fn sweep(&mut self, keep: &Dir, head: &Generation) -> Result<()> {
+        let begun = Instant::now();
+        let clones = lock(&self.tree.retain.status).clones;
+        let count = usize::try_from(self.generations).unwrap_or(usize::MAX).saturating_add(1);
+        let kept = self.tree.store.generations(count.min(super::publish::KEPT))?;
+        let mut live: HashSet<Digest> = HashSet::new();
+        let mut visited = HashSet::new();
+        let mut charged = 0u64;
+        for generation in &kept {
+            let free = clones && generation.id == head.id;
+            each_file(&self.tree.store, generation, &mut visited, &mut |digest, size| {
+                if live.contains(digest) || open_kept(keep, digest, size).is_none() {
+                    return;
+                }
+                let charge = if free { 0 } else { size };
+                if charged + charge <= self.budget {
+                    charged += charge;
+                    live.insert(*digest);
+                }
+            });
+            if self.stopped() {
+                return Ok(());
+            }
+        }
+        let mut used = Used::default();
+        let cannot = || "sweep .syncagent/keep".to_owned();
+        each_kept(keep, &mut |dir, name, size| {
+            if name.parse::<Digest>().is_ok_and(|digest| live.contains(&digest)) {
+                used.files += 1;
+                used.bytes += size;
+                return Ok(());
+            }
+            dir.unlink(name.as_bytes())
+        })
+        .context(cannot)?;
+        self.used = Some(used);
+        // what was left out may have a place now
+        self.considered.clear();
+        self.swept = Some(head.id);
+        self.next_sweep = Instant::now() + SWEEP.max(begun.elapsed() * SWEEP_FACTOR);
+        Ok(())
+    }
+}
+
+/// Calls `each` for the files of a generation whose directories were not visited yet.
+fn each_file(
+    store: &Store,
+    generation: &Generation,
+    visited: &mut HashSet<Digest>,
+    each: &mut dyn FnMut(&Digest, u64),
+) {
+    let mut stack = vec![generation.root.object];
+    while let Some(object) = stack.pop() {
+        if !visited.insert(object) {
+            continue;
+        }
+        // of an old generation the directories may be gone: nothing can be brought back to it then
+        let Ok(object) = store.object(&object) else { continue };
+        for entry in &object.entries {
+            match &entry.node {
+                Node::Dir { object, .. } => stack.push(*object),
+                Node::File { size, digest } => each(digest, *size),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Calls `each` with every file in the store, its directory and size. What a crash left half-made goes.
+fn each_kept(
+    keep: &Dir,
+    each: &mut dyn FnMut(&Dir, &str, u64) -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    let mut dirs = Vec::new();
+    keep.list(&mut |name| {
+        let name = name.to_string_lossy().into_owned();
+        if name.len() == 2 {
+            dirs.push(name);
+        }
+        Ok(())
+    })?;
+    for dir in dirs {
+        let dir = keep.open_child(dir.as_bytes())?;
+        let mut names = Vec::new();
+        dir.list(&mut |name| {
+            names.push(name.to_string_lossy().into_owned());
+            Ok(())
+        })?;
+        for name in names {
+            match dir.stat(name.as_bytes()) {
+                Ok(stat) => each(&dir, &name, stat.size)?,
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is in the store at the start; what a crash left half-made goes.
+fn count(keep: &Dir) -> rustix::io::Result<Used> {
+    let mut left = Vec::new();
+    keep.list(&mut |name| {
+        let name = name.to_bytes();
+        if name.starts_with(b"new-") {
+            left.push(name.to_vec());
+        }
+        Ok(())
+    })?;
+    for name in left {
+        let _ = keep.unlink(&name);
+    }
+    let mut used = Used::default();
+    each_kept(keep, &mut |_, _, size| {
+        used.files += 1;
+        used.bytes += size;
+        Ok(())
+    })?;
+    Ok(used)
+}

@@ -1,0 +1,642 @@
+//! `syncagent rollback`: an older generation's content comes back into the tree, and is published as a new generation.
+//!
+//! Order: what is there is scanned → the plan to the old state → every content that it needs is found (in the tree, among
+//! what is kept, in the trash) → the guard → staged → journal → renames → published at once. Until the journal nothing
+//! in the tree changes; after it a crash is rolled forward at the next start. What is displaced goes to the
+//! trash, and so does what somebody wrote meanwhile.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::engine::{Engine, Gated, Session};
+use super::publish::Published;
+use super::retain::{KEEP, Retention, drop_kept, open_kept};
+use crate::apply::{
+    Control, Dropped, Journal, Keep, StageCounters, Stager, TrashPart, commit, discard_stage, next_number,
+    open_displaced, prune, trashed_content,
+};
+use crate::disk::Dir;
+use crate::error::{Class, Context as _, Error, Result};
+use crate::model::{
+    Cause, Content, Digest, GenId, Generation, Node, Object, Root, Source, State, TreePath, Wanted,
+};
+use crate::plan::{Counted, Diff, Facts, Op, Options, PlanId, Tally, count, judge};
+use crate::scan::{Indexed, Objects, OldTree, Only, ROOT_ID, Scanned, Store};
+use crate::watch::Settle;
+
+/// A rollback that is under way, in the state directory.
+pub(super) const FILE: &str = "rollback.json";
+/// Paths that a refusal names.
+const NAMED: usize = 20;
+/// Fewer steps and bytes than this are synced one by one.
+const FEW_STEPS: u64 = 64;
+const FEW_BYTES: u64 = 64 << 20;
+
+/// What is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackOrder {
+    /// The generation; `None` for the newest one that is not as the present one.
+    pub to: Option<GenId>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Lets exactly the losses of a refused plan through: its id.
+    pub approve: Option<String>,
+}
+
+/// What was done, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackAnswer {
+    /// For people.
+    pub message: String,
+    /// The generation whose content it is.
+    pub to: GenId,
+    /// The new generation; `None` in a dry run, or when there was nothing to do.
+    pub generation: Option<GenId>,
+    /// Paths that came into being.
+    pub created: u64,
+    /// Files and links whose content was replaced.
+    pub updated: u64,
+    /// Entries of which only attributes changed.
+    pub attrs: u64,
+    /// Entries that got another path.
+    pub moved: u64,
+    /// Entries that went.
+    pub deleted: u64,
+    /// Bytes brought back.
+    pub bytes: u64,
+    /// What is kept at present.
+    pub retention: Retention,
+}
+
+/// A rollback on its way; written down before anything changes, so that the start after a crash knows what it publishes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rolling {
+    to: GenId,
+    root: Root,
+    /// The approved plan.
+    approved: Option<String>,
+}
+
+/// Where a content is that is not among what is kept.
+enum Place {
+    Trash(u64, TrashPart, TreePath),
+    Tree(TreePath),
+}
+
+/// The old generation as a source of a plan: its directories from the store, its contents from this host.
+struct Old<'a> {
+    store: &'a Store,
+    root: Root,
+    tree: &'a Dir,
+    control: &'a Dir,
+    keep: Option<Dir>,
+    /// Set once it was looked for.
+    found: OnceLock<HashMap<Digest, Place>>,
+}
+
+impl Source for Old<'_> {
+    fn root(&self) -> Root {
+        self.root.clone()
+    }
+
+    fn objects(&self, want: &[Digest]) -> Result<Vec<Object>> {
+        want.iter().map(|digest| self.store.object(digest)).collect()
+    }
+
+    fn contents(
+        &self,
+        files: &[Wanted<'_>],
+        take: &mut dyn FnMut(usize, Result<Content<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        for (i, file) in files.iter().enumerate() {
+            let Node::File { size, digest } = &file.entry.node else { continue };
+            if *size == 0 {
+                take(i, Ok(Content::Stream(&mut std::io::empty())))?;
+                continue;
+            }
+            let fd = match self.found.get().and_then(|found| found.get(digest)) {
+                Some(Place::Trash(commit, part, path)) => open_displaced(self.control, *commit, *part, path),
+                Some(Place::Tree(path)) => {
+                    let (parent, name) = path.split();
+                    let parent = TreePath::new(parent).unwrap_or_default();
+                    self.tree.open(&parent).and_then(|dir| dir.open_file(name))
+                }
+                None => {
+                    self.keep.as_ref().and_then(|keep| open_kept(keep, digest, *size)).ok_or(Errno::NOENT)
+                }
+            };
+            match fd {
+                Ok(fd) => take(i, Ok(Content::File(fd.as_fd())))?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => take(i, Ok(Content::Vanished))?,
+                Err(e) => {
+                    take(i, Err(e).context(|| format!("read the kept {}", file.dir.join(&file.entry.name))))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Rolls back, and answers; an error is one that ends the session.
+    pub(super) fn roll_back(
+        &mut self,
+        s: &mut Session,
+        order: &RollbackOrder,
+        reply: &Sender<Result<RollbackAnswer>>,
+    ) -> Result<()> {
+        let done = self.try_rollback(s, order);
+        self.approved = None;
+        self.cause = None;
+        let ends = match &done {
+            Ok(_) => None,
+            Err(e) if e.class == Class::Integrity => Some(Error::new(e.class, e.to_string())),
+            // what was decided is carried out by the next session
+            Err(e) => match Journal::pending(&Control::open(&s.path)?.dir) {
+                Ok(None) => None,
+                _ => Some(Error::new(Class::Transient, e.to_string())),
+            },
+        };
+        // who asked may have gone
+        let _ = reply.send(done);
+        ends.map_or(Ok(()), Err)
+    }
+
+    fn try_rollback(&mut self, s: &mut Session, order: &RollbackOrder) -> Result<RollbackAnswer> {
+        let begun = Instant::now();
+        let name = self.name().to_owned();
+        let refused = |what: String| Err(Error::new(Class::Refused, what));
+        if s.own_high.is_none() {
+            let what = format!("{name} cannot be written to by the agent; see its log");
+            return Err(Error::new(Class::Permanent, what));
+        }
+        if self.is_superseded() {
+            return refused(format!("{name} publishes nothing at present; see `syncagent status`"));
+        }
+        if self.may_not_publish() {
+            return refused(format!("{name} is held; nothing is published while it is"));
+        }
+        let approve =
+            order.approve.as_deref().map(|id| id.parse::<PlanId>().map_err(|e| Error::new(Class::Config, e)));
+        let approve = approve.transpose()?;
+        let target = self.target(order.to)?;
+        let control = Control::open(&s.path)?;
+        let scanned = self.as_it_is(s)?;
+        // until something is changed, what the next look finds must be judged again
+        Self::judge_again(s);
+        let old = OldTree(&s.index);
+        let source = Old {
+            store: &self.tree.store,
+            root: target.root.clone(),
+            tree: &s.dir,
+            control: &control.dir,
+            keep: control.dir.open_child(KEEP).ok(),
+            found: OnceLock::new(),
+        };
+        let new = Objects(&source);
+        let diff = Diff {
+            old: &old,
+            old_root: Some(ROOT_ID),
+            new: &new,
+            new_root: target.root.object,
+            options: Options::default(),
+        };
+        let plan = if scanned.root.object == target.root.object {
+            Counted { moves: Default::default(), tally: Tally::new(false), conflicts: Vec::new() }
+        } else {
+            count(&diff, false)?
+        };
+        if let Some(e) = plan.conflicts.first() {
+            return refused(format!("{}: {}; nothing was changed", e.path, e.error));
+        }
+        let mut needed: HashMap<Digest, (u64, TreePath)> = HashMap::new();
+        diff.walk(&plan.moves, &mut |step| {
+            if let (Op::Create | Op::Update, Some(new)) = (step.op, step.new)
+                && let Node::File { size, digest } = &new.node
+                && *size > 0
+            {
+                needed.entry(*digest).or_insert_with(|| (*size, step.path.clone()));
+            }
+            Ok(())
+        })?;
+        let found = self.find(s, &control, source.keep.as_ref(), &scanned, needed)?;
+        let found = match found {
+            Ok(found) => found,
+            Err(gone) => return refused(gone_text(&name, target.id, &gone, &self.tree.retain.status())),
+        };
+        let _ = source.found.set(found);
+        let approved = self.judged(&target, approve)?;
+        let root_attrs = scanned.root.header != target.root.header;
+        let mut answer = RollbackAnswer {
+            message: String::new(),
+            to: target.id,
+            generation: None,
+            created: plan.tally.created,
+            updated: plan.tally.updated,
+            attrs: plan.tally.attrs + u64::from(root_attrs),
+            moved: plan.tally.moved,
+            deleted: plan.tally.deleted,
+            bytes: plan.tally.bytes,
+            retention: self.tree.retain.status(),
+        };
+        if order.dry_run {
+            answer.message = format!("would roll {name} back to {}: {}", target.id, counts(&answer));
+            return Ok(answer);
+        }
+        let rolling =
+            Rolling { to: target.id, root: target.root.clone(), approved: approved.map(|p| p.to_string()) };
+        self.tree.state.write(FILE, &rolling)?;
+        self.rolling = Some(rolling);
+        let steps = answer.created + answer.updated + answer.attrs + answer.moved + answer.deleted;
+        let mut seq = None;
+        let mut touched = BTreeSet::new();
+        if steps > 0 {
+            let header = root_attrs.then_some(&target.root.header);
+            let (number, dirs) =
+                self.bring_back(s, &control, &source, &diff, &plan, header).inspect_err(|_| {
+                    if matches!(Journal::pending(&control.dir), Ok(None)) {
+                        let _ = std::fs::remove_file(self.tree.state.file(FILE));
+                    }
+                })?;
+            seq = Some(number);
+            touched = dirs;
+        }
+        let before = self.tree.head.borrow().as_ref().map(|h| h.id);
+        self.cause = Some(Cause::Rollback { to: target.id });
+        self.publish_now(s, &touched, approved)?;
+        let head = self.tree.head.borrow().clone();
+        let head = head.filter(|h| Some(h.id) > before);
+        let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
+        if let Err(e) = prune(&control, keep) {
+            tracing::warn!(tree = name, "{e}");
+        }
+        let Some(head) = head else {
+            if steps == 0 {
+                answer.message =
+                    format!("{name} is as generation {} already; nothing was changed", target.id);
+                return Ok(answer);
+            }
+            let what = format!(
+                "the tree is as generation {} again, but it could not be published at once: somebody wrote into it \
+                 meanwhile, or the guard refused; see `syncagent status {name}`",
+                target.id
+            );
+            return Err(Error::new(Class::Transient, what));
+        };
+        if let Some(seq) = seq {
+            self.tree.history.commit(seq, head.id);
+        }
+        answer.generation = Some(head.id);
+        answer.message =
+            format!("rolled {name} back to {}: {}; published as {}", target.id, counts(&answer), head.id);
+        if head.root.object != target.root.object {
+            answer.message += "; what somebody wrote into it meanwhile is in it, too";
+        }
+        tracing::info!(
+            tree = name,
+            generation = %head.id,
+            to = %target.id,
+            took_ms = begun.elapsed().as_millis() as u64,
+            "rolled back"
+        );
+        Ok(answer)
+    }
+
+    /// The generation to go back to.
+    fn target(&self, to: Option<GenId>) -> Result<Generation> {
+        let name = self.name();
+        let bad = |what: String| Error::new(Class::Config, what);
+        let all = self.tree.store.generations(super::publish::KEPT)?;
+        let head =
+            self.tree.head.borrow().clone().ok_or_else(|| bad(format!("{name} never published anything")))?;
+        let found = match to {
+            Some(id) => all.into_iter().find(|g| g.id == id).ok_or_else(|| {
+                bad(format!(
+                    "{name} has no generation {id} (any more); `syncagent history {name}` shows which it has"
+                ))
+            })?,
+            None => all.into_iter().find(|g| g.id < head.id && g.root != head.root).ok_or_else(|| {
+                bad(format!("{name} has no generation before {} that was different", head.id))
+            })?,
+        };
+        if !self.tree.store.has(&found.root.object)? {
+            let what = format!(
+                "what was in generation {} is not known any more: directories are kept of the newest generations only \
+                 (`keep` of the tree, at least 8); nothing was changed",
+                found.id
+            );
+            return Err(Error::new(Class::Refused, what));
+        }
+        if found.filter != self.filter.id() {
+            let what = format!(
+                "generation {} was published with other include and exclude patterns; with those of now it cannot come \
+                 back as it was. Nothing was changed",
+                found.id
+            );
+            return Err(Error::new(Class::Refused, what));
+        }
+        Ok(found)
+    }
+
+    /// What is in the tree now, finished or not.
+    fn as_it_is(&mut self, s: &mut Session) -> Result<Scanned> {
+        self.gather(s);
+        let everything = s.full || s.watcher.degraded().is_some();
+        let only = (!everything).then(|| {
+            let mut dirs = s.dirty.to_list();
+            dirs.extend(s.settle.held().filter_map(|held| held.path.parent()));
+            Only::new(dirs.iter(), s.dirty.deep.iter().cloned().collect())
+        });
+        self.scan_as(s, only.as_ref(), Gated::Not)
+    }
+
+    /// Without a gate the scan took files that are not finished for what they are.
+    fn judge_again(s: &mut Session) {
+        s.distrust |= !s.full && !s.dirty.is_empty();
+    }
+
+    /// Where each needed content is; the inner error is what is nowhere.
+    #[allow(clippy::type_complexity)]
+    fn find(
+        &self,
+        s: &Session,
+        control: &Control,
+        keep: Option<&Dir>,
+        scanned: &Scanned,
+        needed: HashMap<Digest, (u64, TreePath)>,
+    ) -> Result<Result<HashMap<Digest, Place>, Vec<TreePath>>> {
+        let mut found = HashMap::new();
+        let mut missing: HashMap<Digest, (u64, TreePath)> = HashMap::new();
+        for (digest, (size, path)) in needed {
+            if keep.is_some_and(|keep| open_kept(keep, &digest, size).is_some()) {
+                continue;
+            }
+            missing.insert(digest, (size, path));
+        }
+        if !missing.is_empty() {
+            self.find_in_tree(s, scanned, &mut missing, &mut found)?;
+        }
+        let mut gone = Vec::new();
+        for (digest, (size, path)) in missing {
+            match trashed_content(&control.dir, &path, size, &digest, &self.tree.stop)? {
+                Some((commit, part)) => {
+                    found.insert(digest, Place::Trash(commit, part, path));
+                }
+                None => gone.push(path),
+            }
+        }
+        gone.sort();
+        Ok(if gone.is_empty() { Ok(found) } else { Err(gone) })
+    }
+
+    /// Looks for contents anywhere in the tree as it was scanned.
+    fn find_in_tree(
+        &self,
+        s: &Session,
+        scanned: &Scanned,
+        missing: &mut HashMap<Digest, (u64, TreePath)>,
+        found: &mut HashMap<Digest, Place>,
+    ) -> Result<()> {
+        use crate::plan::Side as _;
+        let index = Indexed(&s.index);
+        let mut visited = HashSet::new();
+        let mut stack = vec![(scanned.root.object, TreePath::root())];
+        while let Some((object, path)) = stack.pop() {
+            if missing.is_empty() || !visited.insert(object) {
+                continue;
+            }
+            for item in index.load(&object)? {
+                let path = path.join(&item.entry.name);
+                match (&item.entry.node, item.dir) {
+                    (_, Some(dir)) => stack.push((dir, path)),
+                    (Node::File { digest, .. }, None) if missing.remove(digest).is_some() => {
+                        found.insert(*digest, Place::Tree(path));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The guard, as for a publication. Gives the approved plan.
+    fn judged(&self, target: &Generation, approve: Option<PlanId>) -> Result<Option<PlanId>> {
+        let Some(base) = &self.base else { return Ok(None) };
+        let published = crate::scan::Published(&self.tree.store);
+        let diff = Diff {
+            old: &published,
+            old_root: Some(base.root.object),
+            new: &published,
+            new_root: target.root.object,
+            options: Options::default(),
+        };
+        let tally = count(&diff, false)?.tally;
+        let is_empty = target.root.object == Digest::of(&Object::default().encode());
+        let facts = Facts { there: base.files, source_is_empty: is_empty, unmanaged: false };
+        let plan = tally.plan_id();
+        match judge(&tally, facts, self.tree.config.max_delete) {
+            None => Ok(None),
+            Some(_) if approve == Some(plan) => Ok(approve),
+            Some(refusal) => {
+                let reason = super::publish::explain(&refusal, self.tree.config.max_delete);
+                let what = format!(
+                    "{reason}; nothing was changed. To let exactly this through: syncagent rollback {} --to {} --approve \
+                     {plan}",
+                    self.name(),
+                    target.id
+                );
+                Err(Error::new(Class::Refused, what))
+            }
+        }
+    }
+
+    /// Stages and commits. Gives the commit's number and the directories in which something changed.
+    fn bring_back(
+        &self,
+        s: &Session,
+        control: &Control,
+        source: &Old<'_>,
+        diff: &Diff<'_, OldTree<'_>, Objects<'_>>,
+        plan: &Counted,
+        header: Option<&crate::model::RootHeader>,
+    ) -> Result<(u64, BTreeSet<TreePath>)> {
+        let t = &plan.tally;
+        let steps = t.created + t.updated + t.attrs + t.moved + t.deleted;
+        let marker = control.marker()?.unwrap_or_default();
+        let seq = next_number(control, marker.seq)?;
+        let (counters, dropped) = (StageCounters::default(), Dropped::default());
+        let stager = Stager {
+            control,
+            source,
+            index: &s.index,
+            filter: &self.filter,
+            order: None,
+            owners: &self.owners,
+            counters: &counters,
+            dropped: &dropped,
+            cancel: &self.tree.stop,
+            threads: self.threads,
+            sync_each: steps <= FEW_STEPS && t.bytes <= FEW_BYTES,
+            remote: false,
+        };
+        s.index.begin()?;
+        let staged = stager.stage(diff, &plan.moves, seq, &marker.id, header);
+        let staged = staged.and_then(|staged| {
+            let vanished = counters.vanished.load(Ordering::Relaxed);
+            let wrong = staged.renewed.iter().chain(&staged.mismatched).next();
+            if let Some(path) = wrong {
+                self.drop_damaged(source, staged.renewed.iter().chain(&staged.mismatched));
+                let what = format!(
+                    "the kept content of {path} is damaged (it is forgotten now); nothing was changed"
+                );
+                return Err(Error::new(Class::Permanent, what));
+            }
+            if let Some(e) = staged.errors.first() {
+                let what = format!("{}: {}; nothing was changed", e.path, e.error);
+                return Err(Error::new(Class::Permanent, what));
+            }
+            if vanished > 0 || !staged.skipped.is_empty() {
+                let what = "what was to be brought back changed meanwhile; nothing was changed, try again";
+                return Err(Error::new(Class::Transient, what));
+            }
+            Ok(staged)
+        });
+        let staged = match staged {
+            Ok(staged) => staged,
+            Err(e) => {
+                // the index keeps nothing of what was staged
+                s.index.begin()?;
+                s.index.commit()?;
+                discard_stage(control)?;
+                return Err(e);
+            }
+        };
+        let touched: BTreeSet<TreePath> = staged.touched().cloned().collect();
+        s.index.commit()?;
+        let done = commit(control, staged, &s.index, seq, self.tree.config.keep > 0)?;
+        if !done.drift.is_empty() {
+            tracing::warn!(
+                tree = self.name(),
+                "{} paths were changed during the rollback; they are in the trash of commit {seq}",
+                done.drift.len()
+            );
+        }
+        if let Some(e) = done.errors.first() {
+            tracing::warn!(
+                tree = self.name(),
+                "rollback: {}: {} ({} in all)",
+                e.path,
+                e.error,
+                done.errors.len()
+            );
+        }
+        Ok((seq, touched))
+    }
+
+    fn drop_damaged<'p>(&self, source: &Old<'_>, paths: impl Iterator<Item = &'p TreePath>) {
+        let Some(keep) = &source.keep else { return };
+        for path in paths {
+            if let Some(Node::File { digest, .. }) =
+                self.tree.store.find(&source.root.object, path).map(|e| e.node)
+            {
+                drop_kept(keep, &digest);
+            }
+        }
+    }
+
+    /// Publishes what is in the tree, without waiting for it to be quiet: what happened last in it was our own work.
+    fn publish_now(
+        &mut self,
+        s: &mut Session,
+        touched: &BTreeSet<TreePath>,
+        approved: Option<PlanId>,
+    ) -> Result<()> {
+        let mut seen = s.watcher.take();
+        s.settle = Settle::new(self.tree.role.settle, self.tree.role.settle_max);
+        s.distrust = false;
+        s.dirty = Default::default();
+        seen.forget_in(touched);
+        s.settle.add(&seen, Instant::now());
+        let mut dirs: HashSet<TreePath> = seen.to_list();
+        dirs.extend(touched.iter().cloned());
+        let only = Only::new(dirs.iter(), seen.deep.iter().cloned().collect());
+        s.settle.started();
+        let scanned = self.scan_as(s, Some(&only), Gated::ByUse)?;
+        s.settle.scanned(&scanned.held, Instant::now());
+        self.approved = approved;
+        let published = self.publish(s, &scanned, false)?;
+        if !matches!(published, Published::Not) {
+            s.settle.published();
+            let mut shared = self.tree.shared();
+            shared.state = State::Current;
+            shared.plan = None;
+            shared.unpublished_since = None;
+        }
+        // new directories are watched, and what was missed is found
+        s.be_thorough();
+        s.next_full = Instant::now();
+        Ok(())
+    }
+
+    /// Whether the scanned state is what a rollback under way brings; with a plan, also whether that was approved.
+    pub(super) fn rolled_back(&self, scanned: &Scanned, plan: Option<PlanId>) -> bool {
+        let approved = |r: &Rolling| plan.is_none_or(|plan| r.approved == Some(plan.to_string()));
+        self.rolling.as_ref().is_some_and(|r| r.root == scanned.root && approved(r))
+    }
+
+    /// How the next generation comes about, when it is a rollback's.
+    pub(super) fn rollback_to(&self, scanned: &Scanned) -> Option<Cause> {
+        let rolling = self.rolling.as_ref().filter(|_| self.rolled_back(scanned, None))?;
+        Some(Cause::Rollback { to: rolling.to })
+    }
+
+    /// It is published, or something else is.
+    pub(super) fn forget_rollback(&mut self) {
+        if self.rolling.take().is_some() {
+            let _ = std::fs::remove_file(self.tree.state.file(FILE));
+        }
+    }
+}
+
+fn counts(a: &RollbackAnswer) -> String {
+    let counts = [
+        (a.created, "created"),
+        (a.updated, "updated"),
+        (a.attrs, "attributes"),
+        (a.moved, "moved"),
+        (a.deleted, "deleted"),
+    ];
+    let parts: Vec<String> =
+        counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    if parts.is_empty() {
+        "nothing to change".to_owned()
+    } else {
+        format!("{}, {} bytes", parts.join(", "), a.bytes)
+    }
+}
+
+fn gone_text(name: &str, to: GenId, gone: &[TreePath], retention: &Retention) -> String {
+    let named: Vec<String> = gone.iter().take(NAMED).map(TreePath::to_string).collect();
+    let more = gone.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let why = match retention {
+        Retention { generations: 0, .. } => "keep = 0: nothing is kept for rollbacks".to_owned(),
+        r => format!(
+            "{} generations before the current one are kept within {} bytes (keep, keep-bytes); {} bytes are",
+            r.generations, r.limit, r.bytes
+        ),
+    };
+    format!(
+        "{name} cannot be rolled back to {to}: the content of {} files is gone: {}{more} ({why}). Nothing was changed; a \
+         mirror's trash may still have it (`syncagent trash {name} list` there)",
+        gone.len(),
+        named.join(", ")
+    )
+}

@@ -1,0 +1,31 @@
+//! `syncagent rollback`: asks the source's agent.
+
+use bytes::Bytes;
+use hyper::Method;
+
+use super::exit::Exit;
+use super::options::RollbackArgs;
+use super::run::say;
+use crate::agent::{RollbackAnswer, RollbackOrder};
+use crate::error::{Error, Result};
+use crate::serve::ask_with;
+
+/// Bringing much content back takes a while.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(6 * 3600);
+
+pub(super) fn run(args: &RollbackArgs) -> Result<Exit> {
+    let order =
+        RollbackOrder { to: args.to, dry_run: args.dry_run, approve: args.approve.map(|id| id.to_string()) };
+    let body = serde_json::to_vec(&order).map_err(|e| Error::integrity(e.to_string()))?;
+    let path = format!("/1/rollback?tree={}", args.tree);
+    let answer = ask_with(&args.agent.socket()?, &Method::POST, &path, Bytes::from(body), PATIENCE)?;
+    let bad = |e: serde_json::Error| Error::integrity(format!("the agent's answer: {e}"));
+    let answer: RollbackAnswer = serde_json::from_slice(&answer).map_err(bad)?;
+    if args.json {
+        let mut value = serde_json::to_value(&answer).map_err(bad)?;
+        value["to"] = answer.to.to_string().into();
+        value["generation"] = answer.generation.map(|id| id.to_string()).into();
+        return say(&value.to_string()).map(|()| Exit::Done);
+    }
+    say(&answer.message).map(|()| Exit::Done)
+}

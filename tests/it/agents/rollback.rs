@@ -1,0 +1,359 @@
+//! `syncagent rollback`: an older generation's content is in place and published again, or nothing is changed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::cluster::{Agent, Cluster, eventually, noise, until};
+use crate::support::{Seen, chmod, needs_root, program};
+
+/// All paths below `dir`; the root's own mtime is not part of a tree.
+fn snapshot(dir: &Path) -> BTreeMap<Vec<u8>, Seen> {
+    let mut all = crate::support::snapshot(dir);
+    all.remove(&b""[..]);
+    all
+}
+
+/// Both have the same paths in the same states.
+#[track_caller]
+fn assert_same(now: &BTreeMap<Vec<u8>, Seen>, before: &BTreeMap<Vec<u8>, Seen>) {
+    let differs = now.iter().filter(|(path, seen)| before.get(*path) != Some(seen)).map(|(path, _)| path);
+    let gone = before.keys().filter(|path| !now.contains_key(*path));
+    let names: Vec<_> = differs.chain(gone).map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+    assert!(names.is_empty(), "{names:?}");
+}
+
+/// The state of what the source keeps.
+fn retention(agent: &Agent) -> Value {
+    let out = agent.order(&["history", "t", "--json", "--limit", "1"]).code(0).out;
+    let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    last["retention"].clone()
+}
+
+/// Waits until everything is published, and kept.
+#[track_caller]
+fn settled(agent: &Agent) {
+    let mut last = (Value::Null, Value::Null);
+    let kept = || {
+        let (tree, kept) = (agent.tree(), retention(agent));
+        let done = tree["nodes"][0]["state"] == "current"
+            && tree["unpublished_age_ms"].is_null()
+            && tree["head"].is_object()
+            && kept["up_to"] == tree["head"];
+        last = (tree, kept);
+        done
+    };
+    assert!(eventually(kept), "{:#} {:#}\n{}", last.0, last.1, agent.log_tail());
+}
+
+/// Waits until the source published something after `before`, and kept it.
+#[track_caller]
+fn published(agent: &Agent, before: &Value) -> Value {
+    until("a publication", || agent.tree()["head"] != *before);
+    settled(agent);
+    agent.tree()["head"].clone()
+}
+
+fn id(head: &Value) -> String {
+    format!("{}.{}", head["epoch"], head["number"])
+}
+
+/// A source with a first and a second generation; in the second one files are overwritten in place, deleted, renamed,
+/// made, and have other modes.
+fn two_generations(c: &Cluster, keys: &str) -> (Agent, Value, Value) {
+    c.source("a", keys);
+    for i in 0..30u64 {
+        c.scratch.write(format!("a/tree/d{}/f{i}", i % 3), noise(i, 1_000 + 40 * i as usize));
+    }
+    c.scratch.write("a/tree/big", noise(99, 700_000));
+    c.scratch.write("a/tree/empty", "");
+    c.scratch.write("a/tree/gone/deep/x", "x");
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    let tree = c.tree("a");
+    c.scratch.write("a/tree/d0/f0", "overwritten in place");
+    c.scratch.write("a/tree/big", noise(100, 700_001));
+    c.scratch.write("a/tree/empty", "not empty");
+    std::fs::remove_file(tree.join("d1/f1")).unwrap();
+    std::fs::rename(tree.join("d2/f2"), tree.join("d2/renamed")).unwrap();
+    std::fs::remove_dir_all(tree.join("gone")).unwrap();
+    chmod(tree.join("d0/f3"), 0o600);
+    c.scratch.write("a/tree/new/file", "new");
+    let second = published(&a, &first);
+    (a, first, second)
+}
+
+#[test]
+fn what_was_overwritten_deleted_and_renamed_comes_back_and_mirrors_follow() {
+    let c = Cluster::local();
+    c.mirror("b", "a", "");
+    c.source("a", "");
+    c.scratch.write("a/tree/nothing", "yet");
+    let before = {
+        let (a, first, _) = two_generations(&c, "");
+        let b = c.start("b");
+        c.assert_converges(&a, &b, ("a", "b"));
+        let dry = a.order(&["rollback", "t", "--dry-run"]).code(0).out;
+        assert!(dry.contains(&format!("back to {}", id(&first))), "{dry}");
+        let unchanged = snapshot(&c.tree("a"));
+        assert!(unchanged.contains_key(&b"new/file"[..]));
+        let ran = a.order(&["rollback", "t", "--json"]).code(0);
+        let answer: Value = serde_json::from_str(&ran.out).unwrap();
+        let head = a.tree()["head"].clone();
+        assert_eq!(
+            (answer["to"].as_str(), answer["generation"].as_str()),
+            (Some(&*id(&first)), Some(&*id(&head)))
+        );
+        let tree = snapshot(&c.tree("a"));
+        assert_eq!(tree[&b"d0/f0"[..]].content, noise(0, 1_000));
+        assert_eq!(tree[&b"big"[..]].content, noise(99, 700_000));
+        assert_eq!(tree[&b"empty"[..]].content, b"");
+        assert_eq!(tree[&b"d0/f3"[..]].mode & 0o777, 0o644);
+        assert_eq!(tree[&b"gone/deep/x"[..]].content, b"x");
+        assert!(tree.contains_key(&b"d2/f2"[..]) && tree.contains_key(&b"d1/f1"[..]));
+        assert!(!tree.contains_key(&b"d2/renamed"[..]) && !tree.contains_key(&b"new/file"[..]));
+        c.assert_converges(&a, &b, ("a", "b"));
+        assert_eq!(a.tree()["head"], head, "a rollback is one generation");
+        let history = a.order(&["history", "t"]).code(0).out;
+        assert!(
+            history.lines().next().unwrap().contains(&format!("rollback to {}", id(&first))),
+            "{history}"
+        );
+        // what was displaced is in the trash, with the generation that did it
+        let trash = a.order(&["trash", "t", "list", "--json"]).code(0).out;
+        let trash: Vec<Value> = trash.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let f0 = trash.iter().find(|e| e["path"] == "d0/f0").unwrap();
+        assert_eq!(f0["generation"], id(&head));
+        // and back again: the rollback of the rollback
+        settled(&a);
+        a.order(&["rollback", "t"]).code(0);
+        assert_same(&snapshot(&c.tree("a")), &unchanged);
+        c.assert_converges(&a, &b, ("a", "b"));
+        a.stop();
+        unchanged
+    };
+    // nothing is left that a start would have to finish
+    let a = c.start("a");
+    a.wait_for_state("current");
+    assert_same(&snapshot(&c.tree("a")), &before);
+}
+
+#[test]
+fn what_nobody_published_yet_goes_to_the_trash() {
+    let c = Cluster::local();
+    let (a, first, _) = two_generations(&c, "settle = \"2s\"\n");
+    c.scratch.write("a/tree/d0/f0", "written just now");
+    c.scratch.write("a/tree/d0/f6", "written just now, too");
+    // still within its settle time
+    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
+    let tree = snapshot(&c.tree("a"));
+    let expected = [(0u64, 1_000), (6, 1_240)];
+    for (i, size) in expected {
+        assert_eq!(tree[format!("d0/f{i}").as_bytes()].content, noise(i, size), "f{i}");
+    }
+    let kept: Vec<_> =
+        walkdir::WalkDir::new(c.tree("a").join(".syncagent/trash")).into_iter().flatten().collect();
+    let texts: Vec<_> = kept.iter().filter_map(|e| std::fs::read(e.path()).ok()).collect();
+    assert!(texts.iter().any(|t| t == b"written just now, too"), "{kept:?}");
+}
+
+#[test]
+fn refused_when_content_is_gone_with_its_names_and_the_tree_is_as_it_was() {
+    let c = Cluster::local();
+    let (a, first, second) = two_generations(&c, "");
+    // what was kept is lost
+    std::fs::remove_dir_all(c.tree("a").join(".syncagent/keep")).unwrap();
+    let before = snapshot(&c.tree("a"));
+    for dry in [&["--dry-run"][..], &[]] {
+        let mut words = vec!["rollback", "t", "--to"];
+        let to = id(&first);
+        words.push(&to);
+        words.extend(dry);
+        let ran = a.order(&words).code(4);
+        for name in ["d0/f0", "big", "d1/f1", "gone/deep/x"] {
+            assert!(ran.err.contains(name), "{name}: {ran:?}");
+        }
+        assert!(!ran.err.contains("d2/f2"), "it can be moved: {ran:?}");
+    }
+    assert_same(&snapshot(&c.tree("a")), &before);
+    assert_eq!(a.tree()["head"], second);
+    assert!(!c.tree("a").join(".syncagent/stage").exists());
+    a.order(&["rollback", "t", "--to", "1.99"]).code(2);
+}
+
+#[test]
+fn damaged_kept_content_is_found_before_anything_changes() {
+    let c = Cluster::local();
+    let (a, first, _) = two_generations(&c, "");
+    let digest = blake3::hash(&noise(99, 700_000)).to_hex();
+    let kept = c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str());
+    chmod(&kept, 0o600);
+    let mut damaged = noise(99, 700_000);
+    damaged[350_000] ^= 1;
+    std::fs::write(&kept, damaged).unwrap();
+    let before = snapshot(&c.tree("a"));
+    let ran = a.order(&["rollback", "t", "--to", &id(&first)]).code(1);
+    assert!(ran.err.contains("big") && ran.err.contains("damaged"), "{ran:?}");
+    assert_same(&snapshot(&c.tree("a")), &before);
+    assert!(!kept.exists());
+}
+
+#[test]
+fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
+    let c = Cluster::local();
+    c.source("a", "keep = 0\n");
+    c.scratch.write("a/tree/x", "1");
+    let a = c.start("a");
+    a.wait_for_state("current");
+    until("the file system", || retention(&a)["generations"] == 0);
+    a.stop();
+    assert!(!c.tree("a").join(".syncagent/keep").exists());
+    c.edit("a", "keep = 0", "keep = 2\nkeep-bytes = \"100KiB\"");
+    c.scratch.write("a/tree/large", noise(1, 200_000));
+    c.scratch.write("a/tree/small", noise(2, 50_000));
+    let a = c.start("a");
+    a.wait_for_state("current");
+    settled(&a);
+    let kept = retention(&a);
+    if kept["clones"] == false {
+        assert_eq!(
+            (&kept["files"], &kept["left_out"], &kept["left_out_bytes"]),
+            (&2.into(), &1.into(), &200_000.into())
+        );
+    }
+}
+
+#[test]
+fn a_mass_deletion_by_rollback_needs_its_approval() {
+    let c = Cluster::local();
+    c.source("a", "");
+    for i in 0..10 {
+        c.scratch.write(format!("a/tree/old{i}"), format!("old {i}"));
+    }
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    for i in 0..40 {
+        c.scratch.write(format!("a/tree/f{i}"), format!("new {i}"));
+    }
+    published(&a, &first);
+    let before = snapshot(&c.tree("a"));
+    let ran = a.order(&["rollback", "t"]).code(4);
+    assert_same(&snapshot(&c.tree("a")), &before);
+    let plan = ran.err.split("--approve ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    a.order(&["rollback", "t", "--approve", "0123456789abcdef"]).code(4);
+    a.order(&["rollback", "t", "--approve", &plan]).code(0);
+    assert_eq!(std::fs::read_dir(c.tree("a")).unwrap().count(), 11);
+}
+
+#[test]
+fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
+    let c = Cluster::local();
+    c.source("a", "keep = 50\n");
+    c.mirror("b", "a", "");
+    let write = |round: u64| {
+        for i in 0..200u64 {
+            c.scratch.write(format!("a/tree/d{}/f{i}", i % 11), noise(round * 1000 + i, 20_000));
+        }
+    };
+    write(0);
+    let (mut a, b) = (c.start("a"), c.start("b"));
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    let old = c.digest("a");
+    write(1);
+    let second = published(&a, &first);
+    let new = c.digest("a");
+    assert_ne!(old, new);
+    let rounds = if std::env::var_os("SYNCAGENT_TEST_LONG").is_some() { 60 } else { 10 };
+    for round in 0..rounds {
+        let to = if round % 2 == 0 { id(&first) } else { id(&second) };
+        let socket = a.socket.to_str().unwrap().to_owned();
+        let mut order = Command::new(program())
+            .args(["rollback", "t", "--to", &to, "--socket", &socket])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // each kill hits another step
+        std::thread::sleep(std::time::Duration::from_millis(15 + round * 12));
+        a.kill();
+        order.wait().unwrap();
+        a = c.start("a");
+        c.assert_converges(&a, &b, ("a", "b"));
+        let now = c.digest("a");
+        assert!(now == old || now == new, "round {round}: a mix\n{}", a.log_tail());
+        if std::env::var_os("SYNCAGENT_TEST_SHOW").is_some() {
+            let finished = a.log_text().matches("finished what was under way").count();
+            eprintln!("round {round}: {} {finished} recovered", if now == old { "old" } else { "new" });
+        }
+        for left in ["journal", "stage"] {
+            assert!(!c.tree("a").join(".syncagent").join(left).exists(), "{left} is left");
+        }
+    }
+    // and one that is let through
+    settled(&a);
+    let ran = a.order(&["rollback", "t", "--to", &id(&first)]);
+    assert!(ran.code == 0, "{ran:?}");
+    assert_eq!(c.digest("a"), old);
+    c.assert_converges(&a, &b, ("a", "b"));
+}
+
+/// A file system in a file.
+struct Loop(std::path::PathBuf);
+
+impl Loop {
+    fn mount(image: &Path, at: &Path, mkfs: &[&str]) -> Option<Self> {
+        let file = std::fs::File::create(image).unwrap();
+        file.set_len(400 << 20).unwrap();
+        std::fs::create_dir_all(at).unwrap();
+        let made = Command::new(mkfs[0]).args(&mkfs[1..]).arg(image).output().ok()?;
+        assert!(made.status.success(), "{made:?}");
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(image).arg(at).output().unwrap();
+        mounted.status.success().then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn on_a_file_system_with_clones_what_is_kept_costs_no_budget() {
+    if !needs_root("on_a_file_system_with_clones_what_is_kept_costs_no_budget") {
+        return;
+    }
+    let c = Cluster::local();
+    let image = c.path().join("image");
+    let mount = Loop::mount(&image, &c.tree("a"), &["mkfs.xfs", "-q", "-m", "reflink=1"]);
+    let Some(_mount) = mount else {
+        eprintln!("skipped: no xfs here");
+        return;
+    };
+    // less than the tree has: clones of the current generation are not counted
+    c.source("a", "keep-bytes = \"1MiB\"\n");
+    for i in 0..8u64 {
+        c.scratch.write(format!("a/tree/f{i}"), noise(i, 400_000));
+    }
+    let a = c.start("a");
+    settled(&a);
+    let kept = retention(&a);
+    assert_eq!(
+        (&kept["clones"], &kept["files"], &kept["left_out"]),
+        (&true.into(), &8.into(), &0.into()),
+        "{kept}"
+    );
+    let first = a.tree()["head"].clone();
+    let old = c.digest("a");
+    c.scratch.write("a/tree/f1", noise(11, 400_000));
+    c.scratch.write("a/tree/f2", noise(12, 300_000));
+    published(&a, &first);
+    a.order(&["rollback", "t"]).code(0);
+    assert_eq!(c.digest("a"), old);
+    a.stop();
+}
