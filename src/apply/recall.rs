@@ -459,3 +459,7 @@ fn open_trashed(trash: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> S
 pub(crate) fn open_displaced(control: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> Sys<OwnedFd> {
     open_trashed(&control.open_child(TRASH)?, commit, part, path)
 }
+
+#[cfg(test)]
+#[path = "recall_tests.rs"]
+mod tests;

@@ -115,6 +115,13 @@ pub(super) fn open_kept(keep: &Dir, digest: &Digest, size: u64) -> Option<OwnedF
     stat_fd(&fd).is_ok_and(|s| s.kind == FileKind::File && s.size == size).then_some(fd)
 }
 
+/// Whether a content of `size` bytes is kept.
+pub(super) fn is_kept(keep: &Dir, digest: &Digest, size: u64) -> bool {
+    let (dir, name) = place(digest);
+    // both names are ours, and so is the directory: one look is enough
+    keep.stat(format!("{dir}/{name}")).is_ok_and(|s| s.kind == FileKind::File && s.size == size)
+}
+
 /// Forgets a content that turned out to be damaged.
 pub(super) fn drop_kept(keep: &Dir, digest: &Digest) {
     let (dir, name) = place(digest);
@@ -263,7 +270,7 @@ impl Keeper {
             for entry in self.tree.store.object(&object)?.entries {
                 match entry.node {
                     Node::Dir { object, .. } => stack.push((object, path.join(&entry.name))),
-                    Node::File { size, digest } if size > 0 && open_kept(keep, &digest, size).is_none() => {
+                    Node::File { size, digest } if size > 0 && !is_kept(keep, &digest, size) => {
                         if asked.len() < PASS * 2 && !asked.insert(digest) {
                             continue;
                         }
@@ -385,7 +392,7 @@ impl Keeper {
         for generation in &kept {
             let free = clones && generation.id == head.id;
             each_file(&self.tree.store, generation, &mut visited, &mut |digest, size| {
-                if live.contains(digest) || open_kept(keep, digest, size).is_none() {
+                if live.contains(digest) || !is_kept(keep, digest, size) {
                     return;
                 }
                 let charge = if free { 0 } else { size };

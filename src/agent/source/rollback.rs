@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
-use super::retain::{KEEP, Retention, drop_kept, open_kept};
+use super::retain::{KEEP, Retention, drop_kept, is_kept, open_kept};
 use crate::apply::{
     Control, Dropped, Journal, Keep, StageCounters, Stager, TrashPart, commit, discard_stage, next_number,
     open_displaced, prune, trashed_content,
@@ -375,7 +375,7 @@ impl Engine {
         let mut found = HashMap::new();
         let mut missing: HashMap<Digest, (u64, TreePath)> = HashMap::new();
         for (digest, (size, path)) in needed {
-            if keep.is_some_and(|keep| open_kept(keep, &digest, size).is_some()) {
+            if keep.is_some_and(|keep| is_kept(keep, &digest, size)) {
                 continue;
             }
             missing.insert(digest, (size, path));

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Order, SourceTree, lock};
+use super::{Order, SourceTree, lock, retain};
 use crate::config::Allow;
 use crate::disk::{Dir, boot_ms};
 use crate::error::{Class, Error, Result};
 use crate::model::{Digest, GenId, Generation, Name, Node, NodeId, Report, TreePath};
 use crate::peer::{self, Behind};
+use crate::plan::CONTROL_DIR;
 
 impl peer::Serve for SourceTree {
     fn allows(&self, node: &NodeId) -> bool {
@@ -71,6 +72,11 @@ impl peer::Serve for SourceTree {
         let Some(head) = self.head.borrow().clone() else { return false };
         let found = self.store.find(&head.root.object, &dir.join(name));
         matches!(found.map(|entry| entry.node), Some(Node::File { digest: d, .. }) if d == *digest)
+    }
+
+    fn kept(&self, digest: &Digest, size: u64) -> Option<std::os::fd::OwnedFd> {
+        let control = self.root_handle().ok()?.open_child(CONTROL_DIR).ok()?;
+        retain::open_kept(&control.open_child(retain::KEEP).ok()?, digest, size)
     }
 
     fn report(&self, node: &NodeId, report: Report) {

@@ -113,15 +113,17 @@ impl Contents {
     }
 
     fn large(&mut self, at: (usize, usize)) -> Result<Result<Large, End>> {
-        let (fd, before) = match self.open(at)? {
-            Ok(opened) => opened,
-            Err(end) => return Ok(Err(end)),
-        };
+        let opened = self.open(at)?;
         let WantDir { dir, files } = &self.want[at.0];
         let file = &files[at.1];
-        if !self.serve.publishes(dir, &file.name, &file.digest) {
-            return Ok(Err(End::Gone));
-        }
+        let (fd, before) = match opened {
+            Ok(opened) if self.serve.publishes(dir, &file.name, &file.digest) => opened,
+            Ok(_) | Err(End::Gone) => match self.kept(file) {
+                Some(kept) => kept,
+                None => return Ok(Err(End::Gone)),
+            },
+            Err(end) => return Ok(Err(end)),
+        };
         Ok(Ok(Large { fd, before, at: file.from, place: at }))
     }
 }
@@ -153,7 +155,11 @@ impl Produce for Contents {
             self.at.1 += 1;
             let end = match small {
                 Some(_) => match self.open(at)? {
-                    Ok((fd, _)) => small_file(&mut frame, &fd, self.wanted(at)),
+                    Ok((fd, _)) => match small_file(&mut frame, &fd, self.wanted(at)) {
+                        End::Gone => self.kept_small(&mut frame, at),
+                        end => end,
+                    },
+                    Err(End::Gone) => self.kept_small(&mut frame, at),
                     Err(end) => end,
                 },
                 None => match self.large(at)? {
@@ -170,6 +176,18 @@ impl Produce for Contents {
 }
 
 impl Contents {
+    /// What is kept of a content whose file is another one by now.
+    fn kept(&self, file: &WantFile) -> Option<(OwnedFd, Stat)> {
+        let fd = self.serve.kept(&file.digest, file.size)?;
+        let stat = stat_fd(&fd).ok()?;
+        Some((fd, stat))
+    }
+
+    fn kept_small(&self, frame: &mut Vec<u8>, at: (usize, usize)) -> End {
+        let (dir, file) = self.wanted(at);
+        self.kept(file).map_or(End::Gone, |(fd, _)| small_file(frame, &fd, (dir, file)))
+    }
+
     fn wanted(&self, at: (usize, usize)) -> (&TreePath, &WantFile) {
         let WantDir { dir, files } = &self.want[at.0];
         (dir, &files[at.1])

@@ -88,6 +88,11 @@ pub trait Serve: Send + Sync + 'static {
     /// Blocking. Whether a large file at this path is published with this digest (small ones are proven by hashing).
     fn publishes(&self, dir: &TreePath, name: &Name, digest: &Digest) -> bool;
 
+    /// Blocking. A published content that is kept though its file is another one by now: open, of this size.
+    fn kept(&self, _digest: &Digest, _size: u64) -> Option<std::os::fd::OwnedFd> {
+        None
+    }
+
     /// A mirror reports.
     fn report(&self, node: &NodeId, report: Report);
 

@@ -1,6 +1,7 @@
 //! `syncagent rollback`: an older generation's content is in place and published again, or nothing is changed.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -227,6 +228,33 @@ fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
 }
 
 #[test]
+fn what_no_kept_generation_needs_is_swept_out() {
+    let c = Cluster::local();
+    c.source("a", "keep = 1\n");
+    let kept = |seed: u64| {
+        let digest = blake3::hash(&noise(seed, 5_000)).to_hex();
+        c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str()).exists()
+    };
+    c.scratch.write("a/tree/x", noise(0, 5_000));
+    let mut a = c.start("a");
+    settled(&a);
+    for seed in 1..4 {
+        let before = a.tree()["head"].clone();
+        c.scratch.write("a/tree/x", noise(seed, 5_000));
+        published(&a, &before);
+    }
+    // a start sweeps at once
+    a.stop();
+    a = c.start("a");
+    until("the sweep", || !kept(0) && !kept(1));
+    assert!(kept(2) && kept(3));
+    let gone = a.order(&["rollback", "t", "--to", "1.1"]).code(4);
+    assert!(gone.err.contains("1 files is gone") || gone.err.contains(" x "), "{gone:?}");
+    a.order(&["rollback", "t"]).code(0);
+    assert_eq!(c.scratch.read("a/tree/x"), noise(2, 5_000));
+}
+
+#[test]
 fn a_mass_deletion_by_rollback_needs_its_approval() {
     let c = Cluster::local();
     c.source("a", "");
@@ -268,9 +296,10 @@ fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
     let second = published(&a, &first);
     let new = c.digest("a");
     assert_ne!(old, new);
+    let inode = |path: &str| std::fs::metadata(c.path().join(path)).map(|m| m.ino()).unwrap_or(0);
     let rounds = if std::env::var_os("SYNCAGENT_TEST_LONG").is_some() { 60 } else { 10 };
     for round in 0..rounds {
-        let to = if round % 2 == 0 { id(&first) } else { id(&second) };
+        let to = if c.digest("a") == new { id(&first) } else { id(&second) };
         let socket = a.socket.to_str().unwrap().to_owned();
         let mut order = Command::new(program())
             .args(["rollback", "t", "--to", &to, "--socket", &socket])
@@ -278,27 +307,86 @@ fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // each kill hits another step
-        std::thread::sleep(std::time::Duration::from_millis(15 + round * 12));
+        if round % 3 == 0 {
+            // each of these kills hits another step
+            std::thread::sleep(std::time::Duration::from_millis(15 + round * 12));
+        } else {
+            // and these the renames, or what follows them
+            let before = inode("a/tree/d0/f0");
+            let begun = std::time::Instant::now();
+            while inode("a/tree/d0/f0") == before && begun.elapsed().as_secs() < 3 {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_micros((round % 4) * 700));
+        }
         a.kill();
         order.wait().unwrap();
         a = c.start("a");
         c.assert_converges(&a, &b, ("a", "b"));
         let now = c.digest("a");
         assert!(now == old || now == new, "round {round}: a mix\n{}", a.log_tail());
-        if std::env::var_os("SYNCAGENT_TEST_SHOW").is_some() {
-            let finished = a.log_text().matches("finished what was under way").count();
-            eprintln!("round {round}: {} {finished} recovered", if now == old { "old" } else { "new" });
-        }
         for left in ["journal", "stage"] {
             assert!(!c.tree("a").join(".syncagent").join(left).exists(), "{left} is left");
         }
     }
+    let finished = a.log_text().matches("finished what was under way").count();
+    assert!(finished > 0, "no kill hit a commit");
     // and one that is let through
     settled(&a);
     let ran = a.order(&["rollback", "t", "--to", &id(&first)]);
     assert!(ran.code == 0, "{ran:?}");
     assert_eq!(c.digest("a"), old);
+    c.assert_converges(&a, &b, ("a", "b"));
+}
+
+#[test]
+fn a_mirror_gets_a_published_content_that_was_overwritten_meanwhile() {
+    let c = Cluster::local();
+    // what is written after the first publication is not published for a long time
+    c.source("a", "settle = \"60s\"\nsettle-max = \"120s\"\n");
+    for (name, size) in [("small", 3_000), ("large", 900_000)] {
+        c.scratch.write(format!("a/tree/{name}"), noise(1, size));
+        crate::support::set_mtime(c.tree("a").join(name), 1_000_000_000, 0);
+    }
+    let a = c.start("a");
+    settled(&a);
+    let published = c.digest("a");
+    c.scratch.write("a/tree/small", "other");
+    c.scratch.write("a/tree/large", noise(2, 900_000));
+    c.mirror("b", "a", "");
+    let b = c.start("b");
+    until("the published state", || b.own()["state"] == "current" && b.own()["lag_ms"] == 0);
+    assert_eq!(c.digest("b"), published, "{}", b.log_tail());
+    assert_ne!(c.digest("a"), published);
+}
+
+#[test]
+fn writers_that_do_not_rest_leave_a_whole_tree_and_mirrors_converge() {
+    let c = Cluster::local();
+    let (a, first, _) = two_generations(&c, "keep = 5\n");
+    c.mirror("b", "a", "");
+    let b = c.start("b");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                n += 1;
+                c.scratch.write(format!("a/tree/d{}/f{}", n % 3, n % 30), noise(n + 1_000, 1_500));
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        for _ in 0..3 {
+            let ran = a.order(&["rollback", "t", "--to", &id(&first)]);
+            // what is moved by the plan may be overwritten while it is staged
+            assert!(ran.code == 0 || ran.code == 1, "{ran:?}");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    c.assert_converges(&a, &b, ("a", "b"));
+    settled(&a);
+    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
+    assert_eq!(c.scratch.read("a/tree/big"), noise(99, 700_000));
     c.assert_converges(&a, &b, ("a", "b"));
 }
 

@@ -1,0 +1,112 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+use super::*;
+
+/// A tree whose commit 3 displaced `d/` with files and a link, and whose commit 5 displaced `d/one` again, as drift.
+fn tree() -> (tempfile::TempDir, Dir, Dir) {
+    let at = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = at.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write(".syncagent/trash/3/tree/d/one", "one of 3");
+    write(".syncagent/trash/3/tree/d/sub/two", "two of 3");
+    write(".syncagent/trash/3/tree/made/for/the/commit/x", "x");
+    symlink("sub/two", at.path().join(".syncagent/trash/3/tree/d/link")).unwrap();
+    fs::remove_file(at.path().join(".syncagent/trash/3/tree/made/for/the/commit/x")).unwrap();
+    fs::set_permissions(at.path().join(".syncagent/trash/3/tree/d/sub"), fs::Permissions::from_mode(0o751))
+        .unwrap();
+    write(".syncagent/trash/5/drift/d/one", "one of 5");
+    let root = Dir::open_root(at.path()).unwrap();
+    let control = root.open_child(b".syncagent").unwrap();
+    (at, root, control)
+}
+
+fn path(text: &str) -> TreePath {
+    TreePath::new(text.as_bytes()).unwrap()
+}
+
+fn read(at: &Path, name: &str) -> String {
+    fs::read_to_string(at.join(name)).unwrap()
+}
+
+#[test]
+fn files_and_links_are_listed_newest_first_by_path() {
+    let (_at, _root, control) = tree();
+    let mut seen = Vec::new();
+    trashed(&control, &mut |t| {
+        seen.push((t.commit, t.part, t.path.to_string(), t.link));
+        true
+    })
+    .unwrap();
+    let expected = [
+        (5, TrashPart::Drift, "d/one", false),
+        (3, TrashPart::Tree, "d/link", true),
+        (3, TrashPart::Tree, "d/one", false),
+        (3, TrashPart::Tree, "d/sub/two", false),
+    ];
+    assert_eq!(seen, expected.map(|(n, part, path, link)| (n, part, path.to_owned(), link)));
+}
+
+#[test]
+fn the_newest_is_restored_or_the_commit_that_is_named() {
+    let (at, root, control) = tree();
+    find_trashed(&control, &path("d/one"), None).unwrap().restore(&root, &control).unwrap();
+    assert_eq!(read(at.path(), "d/one"), "one of 5");
+    fs::remove_dir_all(at.path().join("d")).unwrap();
+    let done = find_trashed(&control, &path("d"), Some(3)).unwrap().restore(&root, &control).unwrap();
+    assert_eq!(done, Amount { files: 3, bytes: 16 });
+    assert_eq!(read(at.path(), "d/one"), "one of 3");
+    assert_eq!(fs::read_link(at.path().join("d/link")).unwrap(), Path::new("sub/two"));
+    assert_eq!(fs::metadata(at.path().join("d/sub")).unwrap().mode() & 0o7777, 0o751);
+    assert!(!at.path().join(".syncagent/restore").exists());
+    // it is still there, and another commit never had it
+    assert!(find_trashed(&control, &path("d/sub"), Some(3)).is_ok());
+    for (missing, commit) in [("d/sub", Some(5)), ("nope", None), ("made", None)] {
+        let e = find_trashed(&control, &path(missing), commit).err().unwrap();
+        assert_eq!(e.class, Class::Config, "{missing}: {e}");
+    }
+}
+
+#[test]
+fn a_directory_fills_what_is_missing_and_replaces_nothing() {
+    let (at, root, control) = tree();
+    fs::create_dir_all(at.path().join("d/sub")).unwrap();
+    let found = find_trashed(&control, &path("d"), Some(3)).unwrap();
+    fs::write(at.path().join("d/sub/two"), "mine").unwrap();
+    let e = found.restore(&root, &control).unwrap_err();
+    assert!(e.class == Class::Refused && e.what.contains("d/sub/two") && e.what.contains("--to"), "{e}");
+    assert!(!at.path().join("d/one").exists(), "something was restored");
+    fs::remove_file(at.path().join("d/sub/two")).unwrap();
+    found.restore(&root, &control).unwrap();
+    assert_eq!(
+        (read(at.path(), "d/one"), read(at.path(), "d/sub/two")),
+        ("one of 3".into(), "two of 3".into())
+    );
+}
+
+#[test]
+fn nothing_is_restored_through_a_link() {
+    let (at, root, control) = tree();
+    let outside = tempfile::tempdir().unwrap();
+    symlink(outside.path(), at.path().join("d")).unwrap();
+    let e = find_trashed(&control, &path("d/one"), None).unwrap().restore(&root, &control).unwrap_err();
+    assert_eq!(e.class, Class::Refused, "{e}");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn only_what_is_older_is_freed() {
+    let (at, _root, control) = tree();
+    let past = Mtime { sec: 1, nsec: 0 };
+    assert_eq!(empty_trash(&control, Some(past), false).unwrap(), Amount::default());
+    let all = Amount { files: 4, bytes: 24 + 7 };
+    let counted = empty_trash(&control, None, true).unwrap();
+    assert_eq!((counted.files, counted.bytes >= 24), (all.files, true));
+    assert!(find_trashed(&control, &path("d/one"), None).is_ok());
+    assert_eq!(empty_trash(&control, None, false).unwrap(), counted);
+    assert_eq!(fs::read_dir(at.path().join(".syncagent/trash")).unwrap().count(), 0);
+}
