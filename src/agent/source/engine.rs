@@ -368,6 +368,7 @@ impl Engine {
                 Ok(Order::Suspect(paths)) if now >= s.next_suspect => {
                     // reading everything again costs much, and peers may say anything
                     s.next_suspect = now + SUSPECT_EVERY;
+                    self.tree.forget_kept(&paths);
                     s.distrust = true;
                     s.dirty.dirs.extend(paths.iter().filter_map(TreePath::parent));
                 }

@@ -9,7 +9,7 @@
 
 use std::collections::{BinaryHeap, HashSet};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -126,6 +126,14 @@ pub(super) fn is_kept(keep: &Dir, digest: &Digest, size: u64) -> bool {
 pub(super) fn drop_kept(keep: &Dir, digest: &Digest) {
     let (dir, name) = place(digest);
     let _ = keep.open_child(dir.as_bytes()).and_then(|d| d.unlink(name.as_bytes()));
+}
+
+/// Forgets a content when it is damaged; peers may say anything.
+pub(super) fn drop_if_damaged(keep: &Dir, digest: &Digest, size: u64, cancel: &AtomicBool) {
+    let Some(fd) = open_kept(keep, digest, size) else { return };
+    if hash_fd(&fd, size, cancel).is_ok_and(|(found, n)| found != *digest || n != size) {
+        drop_kept(keep, digest);
+    }
 }
 
 /// A file of the current generation that is not kept yet; the largest one first in a heap.
@@ -455,7 +463,8 @@ fn each_kept(
     each: &mut dyn FnMut(&Dir, &str, u64) -> rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
     let mut dirs = Vec::new();
-    keep.list(&mut |name| {
+    // a handle lists once
+    keep.open(&TreePath::root())?.list(&mut |name| {
         let name = name.to_string_lossy().into_owned();
         if name.len() == 2 {
             dirs.push(name);
@@ -483,7 +492,7 @@ fn each_kept(
 /// What is in the store at the start; what a crash left half-made goes.
 fn count(keep: &Dir) -> rustix::io::Result<Used> {
     let mut left = Vec::new();
-    keep.list(&mut |name| {
+    keep.open(&TreePath::root())?.list(&mut |name| {
         let name = name.to_bytes();
         if name.starts_with(b"new-") {
             left.push(name.to_vec());

@@ -75,8 +75,7 @@ impl peer::Serve for SourceTree {
     }
 
     fn kept(&self, digest: &Digest, size: u64) -> Option<std::os::fd::OwnedFd> {
-        let control = self.root_handle().ok()?.open_child(CONTROL_DIR).ok()?;
-        retain::open_kept(&control.open_child(retain::KEEP).ok()?, digest, size)
+        retain::open_kept(&self.keep()?, digest, size)
     }
 
     fn report(&self, node: &NodeId, report: Report) {
@@ -99,6 +98,25 @@ impl peer::Serve for SourceTree {
 
     fn connected(&self, node: &NodeId, delta: i32) {
         lock(&self.shared).nodes.connected(node, delta, boot_ms());
+    }
+}
+
+impl SourceTree {
+    fn keep(&self) -> Option<Dir> {
+        let control = self.root_handle().ok()?.open_child(CONTROL_DIR).ok()?;
+        control.open_child(retain::KEEP).ok()
+    }
+
+    /// What was sent may have been a kept content that is damaged.
+    pub(super) fn forget_kept(&self, paths: &[TreePath]) {
+        let (Some(head), Some(keep)) = (self.head.borrow().clone(), self.keep()) else { return };
+        for path in paths {
+            if let Some(Node::File { digest, size }) =
+                self.store.find(&head.root.object, path).map(|e| e.node)
+            {
+                retain::drop_if_damaged(&keep, &digest, size, &self.stop);
+            }
+        }
     }
 }
 

@@ -113,17 +113,20 @@ impl Contents {
     }
 
     fn large(&mut self, at: (usize, usize)) -> Result<Result<Large, End>> {
-        let opened = self.open(at)?;
-        let WantDir { dir, files } = &self.want[at.0];
-        let file = &files[at.1];
-        let (fd, before) = match opened {
-            Ok(opened) if self.serve.publishes(dir, &file.name, &file.digest) => opened,
-            Ok(_) | Err(End::Gone) => match self.kept(file) {
-                Some(kept) => kept,
-                None => return Ok(Err(End::Gone)),
-            },
+        // what is kept holds still, and is right though its file was overwritten and that is not published yet
+        if let Some((fd, before)) = self.kept(&self.want[at.0].files[at.1]) {
+            let from = self.want[at.0].files[at.1].from;
+            return Ok(Ok(Large { fd, before, at: from, place: at }));
+        }
+        let (fd, before) = match self.open(at)? {
+            Ok(opened) => opened,
             Err(end) => return Ok(Err(end)),
         };
+        let WantDir { dir, files } = &self.want[at.0];
+        let file = &files[at.1];
+        if !self.serve.publishes(dir, &file.name, &file.digest) {
+            return Ok(Err(End::Gone));
+        }
         Ok(Ok(Large { fd, before, at: file.from, place: at }))
     }
 }

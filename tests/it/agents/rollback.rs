@@ -246,7 +246,8 @@ fn what_no_kept_generation_needs_is_swept_out() {
     // a start sweeps at once
     a.stop();
     a = c.start("a");
-    until("the sweep", || !kept(0) && !kept(1));
+    let swept = eventually(|| !kept(0) && !kept(1));
+    assert!(swept, "{} {}\n{}", retention(&a), a.order(&["history", "t"]).out, a.log_tail());
     assert!(kept(2) && kept(3));
     let gone = a.order(&["rollback", "t", "--to", "1.1"]).code(4);
     assert!(gone.err.contains("1 files is gone") || gone.err.contains(" x "), "{gone:?}");
@@ -355,7 +356,8 @@ fn a_mirror_gets_a_published_content_that_was_overwritten_meanwhile() {
     c.scratch.write("a/tree/large", noise(2, 900_000));
     c.mirror("b", "a", "");
     let b = c.start("b");
-    until("the published state", || b.own()["state"] == "current" && b.own()["lag_ms"] == 0);
+    let there = eventually(|| b.own()["state"] == "current" && b.own()["lag_ms"] == 0);
+    assert!(there, "{:#}\n{}\n{}", b.own(), a.log_tail(), b.log_tail());
     assert_eq!(c.digest("b"), published, "{}", b.log_tail());
     assert_ne!(c.digest("a"), published);
 }
