@@ -2,10 +2,11 @@
 
 use std::io::Write as _;
 
+use clap::Args;
 use hyper::Method;
 
 use super::exit::Exit;
-use super::options::HistoryArgs;
+use super::options::AgentArgs;
 use super::output::human;
 use super::output_failed;
 use crate::agent::{HistoryEntry, Retention};
@@ -15,6 +16,21 @@ use crate::serve::{HistoryAnswer, ask};
 
 /// Mirrors that a line names.
 const NAMED: usize = 4;
+
+/// `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// The tree.
+    tree: String,
+    /// JSON, one object a line; its fields are in docs/history.md.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// No more than so many generations; 1,000 are kept.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: usize,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
 
 pub(super) fn run(args: &HistoryArgs) -> Result<Exit> {
     let path = format!("/1/history?tree={}&limit={}", args.tree, args.limit);

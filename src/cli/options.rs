@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
+use super::history::HistoryArgs;
 use super::pki::PkiCommand;
+use super::rollback::RollbackArgs;
 use super::trash::TrashArgs;
 use crate::config::{Size, Span};
 use crate::error::{Class, Error, Result};
@@ -267,42 +269,6 @@ pub struct StatusArgs {
     /// Again every second.
     #[arg(short, long)]
     pub watch: bool,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `history`.
-#[derive(Debug, Args)]
-pub struct HistoryArgs {
-    /// The tree.
-    pub tree: String,
-    /// JSON, one object a line; its fields are in docs/history.md.
-    #[arg(long)]
-    pub json: bool,
-    /// No more than so many generations; 1,000 are kept.
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub limit: usize,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `rollback`.
-#[derive(Debug, Args)]
-pub struct RollbackArgs {
-    /// The tree.
-    pub tree: String,
-    /// The generation, as `history` shows it; by default the newest one that is not as the present one.
-    #[arg(long, value_name = "GEN")]
-    pub to: Option<crate::model::GenId>,
-    /// Only say what would be done, and whether all of it is there.
-    #[arg(short = 'n', long)]
-    pub dry_run: bool,
-    /// Let exactly the deletions of a refused rollback through.
-    #[arg(long, value_name = "PLAN-ID")]
-    pub approve: Option<PlanId>,
-    /// Print a JSON object.
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 }

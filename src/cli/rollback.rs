@@ -1,17 +1,41 @@
 //! `syncagent rollback`: asks the source's agent.
 
 use bytes::Bytes;
+use clap::Args;
 use hyper::Method;
 
 use super::exit::Exit;
-use super::options::RollbackArgs;
+use super::options::AgentArgs;
 use super::run::say;
 use crate::agent::{RollbackAnswer, RollbackOrder};
 use crate::error::{Error, Result};
+use crate::model::GenId;
+use crate::plan::PlanId;
 use crate::serve::ask_with;
 
 /// Bringing much content back takes a while.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(6 * 3600);
+
+/// `rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The tree.
+    tree: String,
+    /// The generation, as `history` shows it; by default the newest one that is not as the present one.
+    #[arg(long, value_name = "GEN")]
+    to: Option<GenId>,
+    /// Only say what would be done, and whether all of it is there.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Let exactly the deletions of a refused rollback through.
+    #[arg(long, value_name = "PLAN-ID")]
+    approve: Option<PlanId>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
 
 pub(super) fn run(args: &RollbackArgs) -> Result<Exit> {
     let order =

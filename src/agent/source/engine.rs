@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 use super::publish::Published;
 use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::target::{Target, recover_all};
-use crate::agent::trash::{Into, Trash, TrashAnswer, TrashOrder};
 use crate::agent::{paths, pin};
-use crate::apply::{Control, Keep, Pin, discard_stage};
+use crate::apply::{Keep, Pin, discard_stage};
 use crate::disk::{
     Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, now, wall_ms, write_atomic,
 };
@@ -90,21 +89,6 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Changes the tree's trash, or the tree from it; what comes into the tree is a change like any other.
-    pub(super) fn trash(
-        &self,
-        tree: &str,
-        order: &TrashOrder,
-        generation: &dyn Fn(u64) -> Option<GenId>,
-    ) -> Result<TrashAnswer> {
-        if self.own_high.is_none() {
-            let what = format!("{tree} cannot be written to by the agent; see its log");
-            return Err(Error::new(Class::Permanent, what));
-        }
-        let control = Control::open(&self.path)?;
-        Trash { root: &self.dir, control: &control.dir, generation, into: Into::Allowed }.carry_out(order)
-    }
-
     /// The next look is at everything.
     pub(super) fn be_thorough(&mut self) {
         self.full = true;

@@ -10,6 +10,7 @@ mod publish;
 mod retain;
 mod rollback;
 mod serve;
+mod trash;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use super::history::{self, History, HistoryEntry, Ring};
 use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
-use super::trash::{self, TrashAnswer, TrashOrder};
+use super::trash::{TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{Dir, boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
@@ -250,25 +251,7 @@ impl Role for SourceTree {
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
-        let generation = |commit| self.history.generation_of(commit);
-        if order.reads_only() {
-            // waits for nothing that is under way
-            return trash::read_only(self.path(), &order, &generation);
-        }
-        let tree = self.config.name.clone();
-        have_done(&self.orders, |reply| {
-            Order::Job(Box::new(move |open| {
-                let done = match open {
-                    Some((engine, s)) => {
-                        s.trash(&tree, &order, &|commit| engine.tree.history.generation_of(commit))
-                    }
-                    None => Err(Error::new(Class::Transient, NOT_OPEN)),
-                };
-                // who asked may have gone
-                let _ = reply.send(done);
-                Ok(())
-            }))
-        })
+        self.trashed(order)
     }
 
     fn rollback(&self, order: RollbackOrder) -> Result<RollbackAnswer> {

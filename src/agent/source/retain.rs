@@ -7,14 +7,19 @@
 //! current generation does not have any more, because a clone costs nothing until its file is overwritten. Nothing here
 //! is synced: a crash may lose some, and what is taken out again is verified.
 
+mod store;
+
 use std::collections::{BinaryHeap, HashSet};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use store::{Used, count, each_kept, place};
+pub(super) use store::{drop_if_damaged, drop_kept, is_kept, open_kept};
 
 use super::{SourceTree, lock};
 use crate::disk::{Dir, FileKind, remove_tree, stat_fd};
@@ -102,53 +107,12 @@ pub(super) fn start(tree: Arc<SourceTree>) -> Result<()> {
     started.map(drop).map_err(|e| Error::io(e, "cannot start a thread"))
 }
 
-/// Where a content lies below `keep`.
-fn place(digest: &Digest) -> (String, String) {
-    let name = digest.to_string();
-    (name[..2].to_owned(), name)
-}
-
-/// Opens a kept content of `size` bytes; `None` when it is not kept.
-pub(super) fn open_kept(keep: &Dir, digest: &Digest, size: u64) -> Option<OwnedFd> {
-    let (dir, name) = place(digest);
-    let fd = keep.open_child(dir.as_bytes()).and_then(|d| d.open_file(name.as_bytes())).ok()?;
-    stat_fd(&fd).is_ok_and(|s| s.kind == FileKind::File && s.size == size).then_some(fd)
-}
-
-/// Whether a content of `size` bytes is kept.
-pub(super) fn is_kept(keep: &Dir, digest: &Digest, size: u64) -> bool {
-    let (dir, name) = place(digest);
-    // both names are ours, and so is the directory: one look is enough
-    keep.stat(format!("{dir}/{name}")).is_ok_and(|s| s.kind == FileKind::File && s.size == size)
-}
-
-/// Forgets a content that turned out to be damaged.
-pub(super) fn drop_kept(keep: &Dir, digest: &Digest) {
-    let (dir, name) = place(digest);
-    let _ = keep.open_child(dir.as_bytes()).and_then(|d| d.unlink(name.as_bytes()));
-}
-
-/// Forgets a content when it is damaged; peers may say anything.
-pub(super) fn drop_if_damaged(keep: &Dir, digest: &Digest, size: u64, cancel: &AtomicBool) {
-    let Some(fd) = open_kept(keep, digest, size) else { return };
-    if hash_fd(&fd, size, cancel).is_ok_and(|(found, n)| found != *digest || n != size) {
-        drop_kept(keep, digest);
-    }
-}
-
 /// A file of the current generation that is not kept yet; the largest one first in a heap.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Want {
     size: u64,
     digest: Digest,
     path: TreePath,
-}
-
-/// Bytes and files in the store.
-#[derive(Clone, Copy, Default)]
-struct Used {
-    files: u64,
-    bytes: u64,
 }
 
 struct Keeper {
@@ -455,58 +419,4 @@ fn each_file(
             }
         }
     }
-}
-
-/// Calls `each` with every file in the store, its directory and size. What a crash left half-made goes.
-fn each_kept(
-    keep: &Dir,
-    each: &mut dyn FnMut(&Dir, &str, u64) -> rustix::io::Result<()>,
-) -> rustix::io::Result<()> {
-    let mut dirs = Vec::new();
-    // a handle lists once
-    keep.open(&TreePath::root())?.list(&mut |name| {
-        let name = name.to_string_lossy().into_owned();
-        if name.len() == 2 {
-            dirs.push(name);
-        }
-        Ok(())
-    })?;
-    for dir in dirs {
-        let dir = keep.open_child(dir.as_bytes())?;
-        let mut names = Vec::new();
-        dir.list(&mut |name| {
-            names.push(name.to_string_lossy().into_owned());
-            Ok(())
-        })?;
-        for name in names {
-            match dir.stat(name.as_bytes()) {
-                Ok(stat) => each(&dir, &name, stat.size)?,
-                Err(Errno::NOENT) => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What is in the store at the start; what a crash left half-made goes.
-fn count(keep: &Dir) -> rustix::io::Result<Used> {
-    let mut left = Vec::new();
-    keep.open(&TreePath::root())?.list(&mut |name| {
-        let name = name.to_bytes();
-        if name.starts_with(b"new-") {
-            left.push(name.to_vec());
-        }
-        Ok(())
-    })?;
-    for name in left {
-        let _ = keep.unlink(&name);
-    }
-    let mut used = Used::default();
-    each_kept(keep, &mut |_, _, size| {
-        used.files += 1;
-        used.bytes += size;
-        Ok(())
-    })?;
-    Ok(used)
 }

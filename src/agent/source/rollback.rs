@@ -5,36 +5,34 @@
 //! in the tree changes; after it a crash is rolled forward at the next start. What is displaced goes to the
 //! trash, and so does what somebody wrote meanwhile.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::fd::AsFd as _;
+mod contents;
+mod publish;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use contents::{Old, gone_text};
 
 use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
-use super::retain::{KEEP, Retention, drop_kept, is_kept, open_kept};
+use super::retain::{KEEP, Retention, drop_kept};
 use crate::apply::{
-    Control, Dropped, Journal, Keep, StageCounters, Stager, TrashPart, commit, discard_stage, next_number,
-    open_displaced, prune, trashed_content,
+    Control, Dropped, Journal, Keep, StageCounters, Stager, commit, discard_stage, next_number, prune,
 };
-use crate::disk::Dir;
-use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{
-    Cause, Content, Digest, GenId, Generation, Node, Object, Root, Source, State, TreePath, Wanted,
-};
+use crate::error::{Class, Error, Result};
+use crate::model::{Cause, Digest, GenId, Generation, Node, Object, Root, TreePath};
 use crate::plan::{Counted, Diff, Facts, Op, Options, PlanId, Tally, count, judge};
-use crate::scan::{Indexed, Objects, OldTree, Only, ROOT_ID, Scanned, Store};
-use crate::watch::Settle;
+use crate::scan::{Objects, OldTree, Only, ROOT_ID, Scanned};
 
 /// A rollback that is under way, in the state directory.
 pub(super) const FILE: &str = "rollback.json";
-/// Paths that a refusal names.
-const NAMED: usize = 20;
+const CHANGED: &str =
+    "somebody wrote meanwhile to what was to be brought back; nothing was changed, try again";
 /// Fewer steps and bytes than this are synced one by one.
 const FEW_STEPS: u64 = 64;
 const FEW_BYTES: u64 = 64 << 20;
@@ -82,66 +80,6 @@ pub(super) struct Rolling {
     root: Root,
     /// The approved plan.
     approved: Option<String>,
-}
-
-/// Where a content is that is not among what is kept.
-enum Place {
-    Trash(u64, TrashPart, TreePath),
-    Tree(TreePath),
-}
-
-/// The old generation as a source of a plan: its directories from the store, its contents from this host.
-struct Old<'a> {
-    store: &'a Store,
-    root: Root,
-    tree: &'a Dir,
-    control: &'a Dir,
-    keep: Option<Dir>,
-    /// Set once it was looked for.
-    found: OnceLock<HashMap<Digest, Place>>,
-}
-
-impl Source for Old<'_> {
-    fn root(&self) -> Root {
-        self.root.clone()
-    }
-
-    fn objects(&self, want: &[Digest]) -> Result<Vec<Object>> {
-        want.iter().map(|digest| self.store.object(digest)).collect()
-    }
-
-    fn contents(
-        &self,
-        files: &[Wanted<'_>],
-        take: &mut dyn FnMut(usize, Result<Content<'_>>) -> Result<()>,
-    ) -> Result<()> {
-        for (i, file) in files.iter().enumerate() {
-            let Node::File { size, digest } = &file.entry.node else { continue };
-            if *size == 0 {
-                take(i, Ok(Content::Stream(&mut std::io::empty())))?;
-                continue;
-            }
-            let fd = match self.found.get().and_then(|found| found.get(digest)) {
-                Some(Place::Trash(commit, part, path)) => open_displaced(self.control, *commit, *part, path),
-                Some(Place::Tree(path)) => {
-                    let (parent, name) = path.split();
-                    let parent = TreePath::new(parent).unwrap_or_default();
-                    self.tree.open(&parent).and_then(|dir| dir.open_file(name))
-                }
-                None => {
-                    self.keep.as_ref().and_then(|keep| open_kept(keep, digest, *size)).ok_or(Errno::NOENT)
-                }
-            };
-            match fd {
-                Ok(fd) => take(i, Ok(Content::File(fd.as_fd())))?,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => take(i, Ok(Content::Vanished))?,
-                Err(e) => {
-                    take(i, Err(e).context(|| format!("read the kept {}", file.dir.join(&file.entry.name))))?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Engine {
@@ -270,7 +208,7 @@ impl Engine {
         }
         let before = self.tree.head.borrow().as_ref().map(|h| h.id);
         self.cause = Some(Cause::Rollback { to: target.id });
-        self.publish_now(s, &touched, approved)?;
+        let published = self.publish_now(s, &touched, approved)?;
         let head = self.tree.head.borrow().clone();
         let head = head.filter(|h| Some(h.id) > before);
         let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
@@ -281,6 +219,13 @@ impl Engine {
             if steps == 0 {
                 answer.message =
                     format!("{name} is as generation {} already; nothing was changed", target.id);
+                return Ok(answer);
+            }
+            if matches!(published, Published::Unchanged) {
+                let (to, counts) = (target.id, counts(&answer));
+                answer.message = format!(
+                    "{name} is as its newest generation {to} again: {counts}; there is nothing new to publish"
+                );
                 return Ok(answer);
             }
             let what = format!(
@@ -362,70 +307,6 @@ impl Engine {
         s.distrust |= !s.full && !s.dirty.is_empty();
     }
 
-    /// Where each needed content is; the inner error is what is nowhere.
-    #[allow(clippy::type_complexity)]
-    fn find(
-        &self,
-        s: &Session,
-        control: &Control,
-        keep: Option<&Dir>,
-        scanned: &Scanned,
-        needed: HashMap<Digest, (u64, TreePath)>,
-    ) -> Result<Result<HashMap<Digest, Place>, Vec<TreePath>>> {
-        let mut found = HashMap::new();
-        let mut missing: HashMap<Digest, (u64, TreePath)> = HashMap::new();
-        for (digest, (size, path)) in needed {
-            if keep.is_some_and(|keep| is_kept(keep, &digest, size)) {
-                continue;
-            }
-            missing.insert(digest, (size, path));
-        }
-        if !missing.is_empty() {
-            self.find_in_tree(s, scanned, &mut missing, &mut found)?;
-        }
-        let mut gone = Vec::new();
-        for (digest, (size, path)) in missing {
-            match trashed_content(&control.dir, &path, size, &digest, &self.tree.stop)? {
-                Some((commit, part)) => {
-                    found.insert(digest, Place::Trash(commit, part, path));
-                }
-                None => gone.push(path),
-            }
-        }
-        gone.sort();
-        Ok(if gone.is_empty() { Ok(found) } else { Err(gone) })
-    }
-
-    /// Looks for contents anywhere in the tree as it was scanned.
-    fn find_in_tree(
-        &self,
-        s: &Session,
-        scanned: &Scanned,
-        missing: &mut HashMap<Digest, (u64, TreePath)>,
-        found: &mut HashMap<Digest, Place>,
-    ) -> Result<()> {
-        use crate::plan::Side as _;
-        let index = Indexed(&s.index);
-        let mut visited = HashSet::new();
-        let mut stack = vec![(scanned.root.object, TreePath::root())];
-        while let Some((object, path)) = stack.pop() {
-            if missing.is_empty() || !visited.insert(object) {
-                continue;
-            }
-            for item in index.load(&object)? {
-                let path = path.join(&item.entry.name);
-                match (&item.entry.node, item.dir) {
-                    (_, Some(dir)) => stack.push((dir, path)),
-                    (Node::File { digest, .. }, None) if missing.remove(digest).is_some() => {
-                        found.insert(*digest, Place::Tree(path));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The guard, as for a publication. Gives the approved plan.
     fn judged(&self, target: &Generation, approve: Option<PlanId>) -> Result<Option<PlanId>> {
         let Some(base) = &self.base else { return Ok(None) };
@@ -492,7 +373,9 @@ impl Engine {
             let vanished = counters.vanished.load(Ordering::Relaxed);
             let wrong = staged.renewed.iter().chain(&staged.mismatched).next();
             if let Some(path) = wrong {
-                self.drop_damaged(source, staged.renewed.iter().chain(&staged.mismatched));
+                if !self.drop_damaged(source, staged.renewed.iter().chain(&staged.mismatched)) {
+                    return Err(Error::new(Class::Transient, CHANGED));
+                }
                 let what = format!(
                     "the kept content of {path} is damaged (it is forgotten now); nothing was changed"
                 );
@@ -503,8 +386,7 @@ impl Engine {
                 return Err(Error::new(Class::Permanent, what));
             }
             if vanished > 0 || !staged.skipped.is_empty() {
-                let what = "what was to be brought back changed meanwhile; nothing was changed, try again";
-                return Err(Error::new(Class::Transient, what));
+                return Err(Error::new(Class::Transient, CHANGED));
             }
             Ok(staged)
         });
@@ -540,68 +422,20 @@ impl Engine {
         Ok((seq, touched))
     }
 
-    fn drop_damaged<'p>(&self, source: &Old<'_>, paths: impl Iterator<Item = &'p TreePath>) {
-        let Some(keep) = &source.keep else { return };
+    /// Forgets the kept contents that these paths were to get; says whether there were any.
+    fn drop_damaged<'p>(&self, source: &Old<'_>, paths: impl Iterator<Item = &'p TreePath>) -> bool {
+        let Some(keep) = &source.keep else { return false };
+        let mut any = false;
         for path in paths {
-            if let Some(Node::File { digest, .. }) =
-                self.tree.store.find(&source.root.object, path).map(|e| e.node)
+            let entry = self.tree.store.find(&source.root.object, path).map(|e| e.node);
+            if let Some(Node::File { digest, .. }) = entry
+                && !source.found.get().is_some_and(|found| found.contains_key(&digest))
             {
                 drop_kept(keep, &digest);
+                any = true;
             }
         }
-    }
-
-    /// Publishes what is in the tree, without waiting for it to be quiet: what happened last in it was our own work.
-    fn publish_now(
-        &mut self,
-        s: &mut Session,
-        touched: &BTreeSet<TreePath>,
-        approved: Option<PlanId>,
-    ) -> Result<()> {
-        let mut seen = s.watcher.take();
-        s.settle = Settle::new(self.tree.role.settle, self.tree.role.settle_max);
-        s.distrust = false;
-        s.dirty = Default::default();
-        seen.forget_in(touched);
-        s.settle.add(&seen, Instant::now());
-        let mut dirs: HashSet<TreePath> = seen.to_list();
-        dirs.extend(touched.iter().cloned());
-        let only = Only::new(dirs.iter(), seen.deep.iter().cloned().collect());
-        s.settle.started();
-        let scanned = self.scan_as(s, Some(&only), Gated::ByUse)?;
-        s.settle.scanned(&scanned.held, Instant::now());
-        self.approved = approved;
-        let published = self.publish(s, &scanned, false)?;
-        if !matches!(published, Published::Not) {
-            s.settle.published();
-            let mut shared = self.tree.shared();
-            shared.state = State::Current;
-            shared.plan = None;
-            shared.unpublished_since = None;
-        }
-        // new directories are watched, and what was missed is found
-        s.be_thorough();
-        s.next_full = Instant::now();
-        Ok(())
-    }
-
-    /// Whether the scanned state is what a rollback under way brings; with a plan, also whether that was approved.
-    pub(super) fn rolled_back(&self, scanned: &Scanned, plan: Option<PlanId>) -> bool {
-        let approved = |r: &Rolling| plan.is_none_or(|plan| r.approved == Some(plan.to_string()));
-        self.rolling.as_ref().is_some_and(|r| r.root == scanned.root && approved(r))
-    }
-
-    /// How the next generation comes about, when it is a rollback's.
-    pub(super) fn rollback_to(&self, scanned: &Scanned) -> Option<Cause> {
-        let rolling = self.rolling.as_ref().filter(|_| self.rolled_back(scanned, None))?;
-        Some(Cause::Rollback { to: rolling.to })
-    }
-
-    /// It is published, or something else is.
-    pub(super) fn forget_rollback(&mut self) {
-        if self.rolling.take().is_some() {
-            let _ = std::fs::remove_file(self.tree.state.file(FILE));
-        }
+        any
     }
 }
 
@@ -620,23 +454,4 @@ fn counts(a: &RollbackAnswer) -> String {
     } else {
         format!("{}, {} bytes", parts.join(", "), a.bytes)
     }
-}
-
-fn gone_text(name: &str, to: GenId, gone: &[TreePath], retention: &Retention) -> String {
-    let named: Vec<String> = gone.iter().take(NAMED).map(TreePath::to_string).collect();
-    let more = gone.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let why = match retention {
-        Retention { generations: 0, .. } => "keep = 0: nothing is kept for rollbacks".to_owned(),
-        r => format!(
-            "{} generations before the current one are kept within {} bytes (keep, keep-bytes); {} bytes are",
-            r.generations, r.limit, r.bytes
-        ),
-    };
-    format!(
-        "{name} cannot be rolled back to {to}: the content of {} files is gone: {}{more} ({why}). Nothing was changed; a \
-         mirror's trash may still have it (`syncagent trash {name} list` there)",
-        gone.len(),
-        named.join(", ")
-    )
 }

@@ -279,6 +279,39 @@ fn a_mass_deletion_by_rollback_needs_its_approval() {
 }
 
 #[test]
+fn a_refused_mass_deletion_is_undone_by_rolling_back_to_what_is_published() {
+    let c = Cluster::local();
+    let (a, _, second) = two_generations(&c, "");
+    let before = c.digest("a");
+    for d in ["d0", "d1"] {
+        std::fs::remove_dir_all(c.tree("a").join(d)).unwrap();
+    }
+    a.wait_for_state("refused");
+    let ran = a.order(&["rollback", "t", "--to", &id(&second)]).code(0);
+    assert!(ran.out.contains("again"), "{ran:?}");
+    assert_eq!(c.digest("a"), before);
+    a.wait_for_state("current");
+    assert_eq!(a.tree()["head"], second);
+    let same = a.order(&["rollback", "t", "--to", &id(&second)]).code(0);
+    assert!(same.out.contains("already"), "{same:?}");
+}
+
+#[test]
+fn a_mirror_rolls_nothing_back_and_a_held_source_neither() {
+    let c = Cluster::local();
+    let (a, _, second) = two_generations(&c, "hold-file = \".hold\"\n");
+    c.mirror("b", "a", "");
+    let b = c.start("b");
+    c.assert_converges(&a, &b, ("a", "b"));
+    let refused = b.order(&["rollback", "t"]).code(2);
+    assert!(refused.err.contains("source"), "{refused:?}");
+    c.scratch.write("a/tree/.hold", "");
+    let held = a.order(&["rollback", "t"]).code(4);
+    assert!(held.err.contains("held"), "{held:?}");
+    assert_eq!(a.tree()["head"], second);
+}
+
+#[test]
 fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
     let c = Cluster::local();
     c.source("a", "keep = 50\n");

@@ -1,0 +1,163 @@
+//! The contents that a rollback needs: where they are, and handing them out.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+
+use super::super::engine::{Engine, Session};
+use super::super::retain::{Retention, is_kept, open_kept};
+use crate::apply::{Control, TrashPart, open_displaced, trashed_content};
+use crate::disk::Dir;
+use crate::error::{Context as _, Result};
+use crate::model::{Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted};
+use crate::plan::Side as _;
+use crate::scan::{Indexed, Scanned, Store};
+
+/// Paths that a refusal names.
+const NAMED: usize = 20;
+
+/// Where a content is that is not among what is kept.
+pub(super) enum Place {
+    Trash(u64, TrashPart, TreePath),
+    Tree(TreePath),
+}
+
+/// The old generation as a source of a plan: its directories from the store, its contents from this host.
+pub(super) struct Old<'a> {
+    pub(super) store: &'a Store,
+    pub(super) root: Root,
+    pub(super) tree: &'a Dir,
+    pub(super) control: &'a Dir,
+    pub(super) keep: Option<Dir>,
+    /// Set once it was looked for.
+    pub(super) found: OnceLock<HashMap<Digest, Place>>,
+}
+
+impl Source for Old<'_> {
+    fn root(&self) -> Root {
+        self.root.clone()
+    }
+
+    fn objects(&self, want: &[Digest]) -> Result<Vec<Object>> {
+        want.iter().map(|digest| self.store.object(digest)).collect()
+    }
+
+    fn contents(
+        &self,
+        files: &[Wanted<'_>],
+        take: &mut dyn FnMut(usize, Result<Content<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        for (i, file) in files.iter().enumerate() {
+            let Node::File { size, digest } = &file.entry.node else { continue };
+            if *size == 0 {
+                take(i, Ok(Content::Stream(&mut std::io::empty())))?;
+                continue;
+            }
+            let fd = match self.found.get().and_then(|found| found.get(digest)) {
+                Some(Place::Trash(commit, part, path)) => open_displaced(self.control, *commit, *part, path),
+                Some(Place::Tree(path)) => {
+                    let (parent, name) = path.split();
+                    let parent = TreePath::new(parent).unwrap_or_default();
+                    self.tree.open(&parent).and_then(|dir| dir.open_file(name))
+                }
+                None => {
+                    self.keep.as_ref().and_then(|keep| open_kept(keep, digest, *size)).ok_or(Errno::NOENT)
+                }
+            };
+            match fd {
+                Ok(fd) => take(i, Ok(Content::File(fd.as_fd())))?,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => take(i, Ok(Content::Vanished))?,
+                Err(e) => {
+                    take(i, Err(e).context(|| format!("read the kept {}", file.dir.join(&file.entry.name))))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Where each needed content is; the inner error is what is nowhere.
+    #[allow(clippy::type_complexity)]
+    pub(super) fn find(
+        &self,
+        s: &Session,
+        control: &Control,
+        keep: Option<&Dir>,
+        scanned: &Scanned,
+        needed: HashMap<Digest, (u64, TreePath)>,
+    ) -> Result<Result<HashMap<Digest, Place>, Vec<TreePath>>> {
+        let mut found = HashMap::new();
+        let mut missing: HashMap<Digest, (u64, TreePath)> = HashMap::new();
+        for (digest, (size, path)) in needed {
+            if keep.is_some_and(|keep| is_kept(keep, &digest, size)) {
+                continue;
+            }
+            missing.insert(digest, (size, path));
+        }
+        if !missing.is_empty() {
+            self.find_in_tree(s, scanned, &mut missing, &mut found)?;
+        }
+        let mut gone = Vec::new();
+        for (digest, (size, path)) in missing {
+            match trashed_content(&control.dir, &path, size, &digest, &self.tree.stop)? {
+                Some((commit, part)) => {
+                    found.insert(digest, Place::Trash(commit, part, path));
+                }
+                None => gone.push(path),
+            }
+        }
+        gone.sort();
+        Ok(if gone.is_empty() { Ok(found) } else { Err(gone) })
+    }
+
+    /// Looks for contents anywhere in the tree as it was scanned.
+    fn find_in_tree(
+        &self,
+        s: &Session,
+        scanned: &Scanned,
+        missing: &mut HashMap<Digest, (u64, TreePath)>,
+        found: &mut HashMap<Digest, Place>,
+    ) -> Result<()> {
+        let index = Indexed(&s.index);
+        let mut visited = HashSet::new();
+        let mut stack = vec![(scanned.root.object, TreePath::root())];
+        while let Some((object, path)) = stack.pop() {
+            if missing.is_empty() || !visited.insert(object) {
+                continue;
+            }
+            for item in index.load(&object)? {
+                let path = path.join(&item.entry.name);
+                match (&item.entry.node, item.dir) {
+                    (_, Some(dir)) => stack.push((dir, path)),
+                    (Node::File { digest, .. }, None) if missing.remove(digest).is_some() => {
+                        found.insert(*digest, Place::Tree(path));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn gone_text(name: &str, to: GenId, gone: &[TreePath], retention: &Retention) -> String {
+    let named: Vec<String> = gone.iter().take(NAMED).map(TreePath::to_string).collect();
+    let more = gone.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let why = match retention {
+        Retention { generations: 0, .. } => "keep = 0: nothing is kept for rollbacks".to_owned(),
+        r => format!(
+            "{} generations before the current one are kept within {} bytes (keep, keep-bytes); {} bytes are",
+            r.generations, r.limit, r.bytes
+        ),
+    };
+    format!(
+        "{name} cannot be rolled back to {to}: the content of {} files is gone: {}{more} ({why}). Nothing was changed; a \
+         mirror's trash may still have it (`syncagent trash {name} list` there)",
+        gone.len(),
+        named.join(", ")
+    )
+}
