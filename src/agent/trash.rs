@@ -183,9 +183,9 @@ impl Trash<'_> {
             (Some(path), _) => {
                 let cannot = || format!("open {} (--to)", escaped(path));
                 opened = ensure_dir_all(path, 0o755).context(cannot)?;
-                (&opened, &opened)
+                (&opened, None)
             }
-            (None, Into::Allowed) => (self.root, self.control),
+            (None, Into::Allowed) => (self.root, Some(self.control)),
             (None, Into::Refused(why)) => {
                 let what = format!("{why}. Restore it beside the tree with --to DIR; nothing was changed");
                 return Err(Error::new(Class::Refused, what));

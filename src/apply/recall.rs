@@ -4,6 +4,7 @@
 mod copy;
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::RenameFlags;
 use rustix::io::{Errno, Result as Sys};
@@ -188,6 +189,13 @@ pub fn find_trashed(control: &Dir, path: &TreePath, commit: Option<u64>) -> Resu
     Err(none())
 }
 
+/// A name that nobody else has in a directory of somebody else's.
+fn own_name() -> Vec<u8> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (pid, n) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    format!(".syncagent-restore-{pid}-{n}-{}", crate::disk::boot_ms()).into_bytes()
+}
+
 impl Found {
     fn source(&self) -> Result<(Dir, Stat)> {
         let (parent, name) = self.path.split();
@@ -234,12 +242,13 @@ impl Found {
         Ok(out)
     }
 
-    /// Copies it into the same path of `to`, with mode, owner and mtime, directories above it too. What is made
-    /// is made in `work`, on the same file system, and renamed; nothing is replaced.
+    /// Copies it into the same path of `to`, with mode, owner and mtime, directories above it too. It is made in `control`, the
+    /// `.syncagent` of the tree that `to` is (the caller holds its lock), or in a directory of its own in `to`, and
+    /// renamed; nothing is replaced.
     ///
     /// # Errors
     /// Something is in the way ([`Class::Refused`]), or the operating system's; what came into place stays.
-    pub fn restore(&self, to: &Dir, work: &Dir) -> Result<Amount> {
+    pub fn restore(&self, to: &Dir, control: Option<&Dir>) -> Result<Amount> {
         let conflicts = self.conflicts(to, 20)?;
         if !conflicts.is_empty() {
             let named: Vec<String> = conflicts.iter().map(TreePath::to_string).collect();
@@ -251,10 +260,18 @@ impl Found {
             return Err(Error::new(Class::Refused, what));
         }
         self.make_parents(to)?;
-        let _ = remove_tree(work, RESTORE);
-        let tmp = work.ensure_dir(RESTORE, 0o700).context(|| "make a directory to restore in".into())?;
-        let done = self.place(to, &tmp);
-        let _ = remove_tree(work, RESTORE);
+        let cannot = || "make a directory to restore in".to_owned();
+        let (work, name) = match control {
+            Some(control) => {
+                // a crash's leftover; nobody else restores at the same time
+                remove_tree(control, RESTORE).context(cannot)?;
+                (control, RESTORE.to_vec())
+            }
+            None => (to, own_name()),
+        };
+        work.mkdir(&name, 0o700).context(cannot)?;
+        let done = work.open_child(&name).context(cannot).and_then(|tmp| self.place(to, &tmp));
+        let _ = remove_tree(work, &name);
         done
     }
 
