@@ -179,7 +179,7 @@ pub struct Tree {
     pub setid: bool,
     /// What one publication (or one repair of drift) may delete.
     pub max_delete: MaxDelete,
-    /// Generations of replaced content that are kept.
+    /// Generations of replaced content that are kept; on a source also of published content, for rollbacks.
     pub keep: u64,
     /// Within so many bytes.
     pub keep_bytes: u64,

@@ -32,8 +32,10 @@ pub(super) const KEEP: &[u8] = b"keep";
 /// Files that are taken in one pass; more are taken in the next one. A bound on memory.
 const PASS: usize = 100_000;
 /// What no generation needs is looked for so often at most, and so many times its duration apart.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(60);
 const SWEEP_FACTOR: u32 = 20;
+/// After a publication so much time is left to whoever fetches it.
+const AFTER: Duration = Duration::from_millis(50);
 /// The tree may not be open yet.
 const LOOK: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(3600);
@@ -132,6 +134,8 @@ struct Keeper {
 impl Keeper {
     fn run(mut self) {
         let mut last: Option<String> = None;
+        // of this thread only; whoever publishes or serves goes first
+        let _ = rustix::process::setpriority_process(None, 19);
         while !self.stopped() {
             let done = self.round();
             let error = done.as_ref().err().map(ToString::to_string);
@@ -149,6 +153,8 @@ impl Keeper {
                 Ok(false) | Err(_) => LOOK,
             };
             self.tree.retain.wait(rest);
+            // the mirrors come first
+            std::thread::sleep(AFTER);
         }
     }
 
