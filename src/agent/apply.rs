@@ -299,7 +299,7 @@ impl Apply<'_> {
             control.set_pin(pin)?;
         }
         let mut home = Control::open(self.dst)?;
-        if !home.is_same(control) {
+        if !home.is_same(control)? {
             let what = format!(
                 "{} was replaced by another directory meanwhile; nothing was changed",
                 escaped(self.dst)

@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::orders::Ordered;
 use crate::config::{Fault, Health, Tree};
-use crate::disk::boot_ms;
+use crate::disk::{boot_ms, wall_ms};
 use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State};
 
 /// A reason is cut here, in characters: it goes into one line of a load balancer's log.
@@ -18,6 +19,8 @@ const LONGEST: usize = 300;
 pub(super) struct Limits {
     /// As the configuration has it now.
     health: Mutex<Health>,
+    /// An operator's order, which counts whatever is configured.
+    drained: Mutex<Option<Ordered>>,
     /// When the agent started, boot time in ms.
     started: u64,
     /// When trees were last started, which a reload does, too.
@@ -34,9 +37,20 @@ pub(super) struct Up {
 }
 
 impl Limits {
-    pub(super) fn new(health: Health) -> Self {
-        let now = boot_ms();
-        Self { health: Mutex::new(health), started: now, trees_started: AtomicU64::new(now) }
+    pub(super) fn new(health: Health, drained: Option<Ordered>) -> Self {
+        let (now, drained) = (boot_ms(), Mutex::new(drained));
+        Self { health: Mutex::new(health), drained, started: now, trees_started: AtomicU64::new(now) }
+    }
+
+    /// Who drained the node, if anybody did.
+    pub(super) fn drained(&self) -> Option<Mark> {
+        let drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+        drained.as_ref().map(|by| by.mark(wall_ms()))
+    }
+
+    /// The node is drained, or is not any more.
+    pub(super) fn set_drained(&self, by: Option<Ordered>) {
+        *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = by;
     }
 
     /// Takes over a new configuration, for which trees are started now.
@@ -47,7 +61,10 @@ impl Limits {
 
     /// Why the node takes no traffic because of this tree, now; see [`judge`].
     pub(super) fn faults(&self, tree: &Tree, own: &NodeStatus) -> Vec<String> {
-        judge(&self.health.lock().unwrap_or_else(PoisonError::into_inner), tree, own, self.up())
+        let mut faults: Vec<String> = self.drained().as_ref().map(drained).into_iter().collect();
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.extend(judge(&health, tree, own, self.up()));
+        faults
     }
 
     pub(super) fn up(&self) -> Up {
@@ -65,7 +82,7 @@ fn judge(health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> Vec<String> 
 }
 
 /// The reason that an operator gave, which counts for every tree.
-pub(super) fn drained(mark: &Mark) -> String {
+fn drained(mark: &Mark) -> String {
     let reason = mark.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     line(&format!("drained by {}{reason}", mark.who))
 }

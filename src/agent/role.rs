@@ -1,5 +1,6 @@
 //! What the supervisor and the local socket see of a tree, whichever role this node has in it.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
 use crate::model::{self, TreeStatus};
 use crate::plan::PlanId;
+use crate::refresh::Refresher;
+
+use super::orders::Ordered;
 
 /// Why nothing can be done with a tree at present.
 pub(super) const NOT_OPEN: &str = "the tree cannot be used at present; see `syncagent status`";
@@ -33,6 +37,36 @@ pub trait Role: Send + Sync {
     /// # Errors
     /// This node is not the source.
     fn reset(&self) -> Result<String>;
+
+    /// Nothing is published here or applied, until [`Role::resume`].
+    ///
+    /// # Errors
+    /// The state directory cannot be written to.
+    fn pause(&self, by: Ordered) -> Result<String>;
+
+    /// Goes on.
+    ///
+    /// # Errors
+    /// It is not paused.
+    fn resume(&self) -> Result<String>;
+
+    /// A deploy job's hold.
+    ///
+    /// # Errors
+    /// This node is not the source, another job holds the tree, or what was held cannot be published.
+    fn hold(&self, order: HoldOrder) -> Result<String>;
+
+    /// Makes sure that all that was written until now is published, or heard of. Gives what [`Role::is_flushed`] takes.
+    fn flush(&self) -> u64;
+
+    /// Whether that is so.
+    fn is_flushed(&self, token: u64) -> bool;
+
+    /// Who tells the local server, where it is told.
+    fn refresher(&self) -> Option<Arc<Refresher>>;
+
+    /// The node was drained, or is not any more.
+    fn node_changed(&self) {}
 
     /// Lists, restores or frees what commits displaced.
     ///
@@ -69,6 +103,36 @@ pub trait Role: Send + Sync {
 
     /// Whether its disk work has ended.
     fn has_ended(&self) -> bool;
+}
+
+/// What becomes of a deploy job's hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HoldOrder {
+    /// Begin one.
+    Begin {
+        /// Chosen by the job.
+        id: String,
+        /// Who asks, as the kernel says.
+        who: String,
+        /// The process whose end ends it.
+        pid: i32,
+        /// What it runs.
+        command: String,
+    },
+    /// The command succeeded: publish what it wrote.
+    Publish {
+        /// The hold's.
+        id: String,
+    },
+    /// The command failed.
+    Fail {
+        /// The hold's.
+        id: String,
+        /// How.
+        why: String,
+    },
+    /// Whatever holds the tree: let it go.
+    Release,
 }
 
 /// Sends an order with a place for the answer, and waits for it.

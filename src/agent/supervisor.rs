@@ -1,5 +1,10 @@
 //! The agent of a node: its trees, its data port, its local socket; started, reloaded and ended as one.
 
+mod operate;
+mod wait;
+
+pub use wait::{Scope, Wait, Waited};
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,16 +18,18 @@ use tokio_util::sync::CancellationToken;
 use super::health;
 use super::history::HistoryEntry;
 use super::mirror::MirrorTree;
-use super::role::Role;
+use super::orders::Ordered;
+use super::role::{HoldOrder, Role};
 use super::source::{Retention, RollbackAnswer, RollbackOrder, SourceTree};
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::config::{Config, Endpoint, Role as RoleConfig, Tree, Upstream};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Digest, Mark, NodeId, NodeStatus, RoleName, State, Status, TreeStatus, Trouble, escaped};
+use crate::model::{Digest, NodeId, NodeStatus, RoleName, State, Status, TreeStatus, Trouble, escaped};
 use crate::peer::tls::{Identity, TlsFiles};
 use crate::peer::{Address, Client, Listener, Reason, Serve, Server};
 use crate::plan::PlanId;
+use crate::refresh::Refresher;
 
 /// A start waits so long for a tree.
 const START: Duration = Duration::from_secs(10);
@@ -92,16 +99,16 @@ impl Agent {
         let socket = bind_unix(&config.listen.socket, "listen.socket")?;
         let ports = crate::serve::Ports::bind(config.listen.public, config.listen.agent_check)?;
         let agent = Arc::new(Self {
-            state_dir,
             started: boot_ms(),
             server,
             identity: Mutex::new(identity),
             certificates: Mutex::new(certificates(&config)),
             trees: Mutex::default(),
             telling: Mutex::default(),
-            limits: Arc::new(health::Limits::new(config.health.clone())),
+            limits: Arc::new(health::Limits::new(config.health.clone(), operate::read_drained(&state_dir)?)),
             heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
+            state_dir,
             stop,
             config: Mutex::new(config),
         });
@@ -206,12 +213,11 @@ impl Agent {
         // our own failures are nobody's refusal
         let refused =
             counters.refused.iter().filter(|(why, _)| **why != Reason::Failed).map(|(_, n)| n).sum();
-        let drained: Option<Mark> = None;
+        let drained = self.limits.drained();
         let judged = |tree: &Tree, mut status: TreeStatus| {
             if let Some(own) = status.nodes.first_mut() {
                 own.drained = drained.clone();
-                own.faults = drained.iter().map(health::drained).collect();
-                own.faults.extend(self.limits.faults(tree, own));
+                own.faults = self.limits.faults(tree, own);
             }
             status
         };
@@ -443,6 +449,30 @@ impl Role for FailedTree {
 
     fn reset(&self) -> Result<String> {
         Err(Error::new(self.e.class, self.e.to_string()))
+    }
+
+    fn pause(&self, _by: Ordered) -> Result<String> {
+        Err(Error::new(self.e.class, self.e.to_string()))
+    }
+
+    fn resume(&self) -> Result<String> {
+        Err(Error::new(self.e.class, self.e.to_string()))
+    }
+
+    fn hold(&self, _order: HoldOrder) -> Result<String> {
+        Err(Error::new(self.e.class, self.e.to_string()))
+    }
+
+    fn flush(&self) -> u64 {
+        0
+    }
+
+    fn is_flushed(&self, _token: u64) -> bool {
+        false
+    }
+
+    fn refresher(&self) -> Option<Arc<Refresher>> {
+        None
     }
 
     fn stop(&self) {}

@@ -284,12 +284,16 @@ impl Control {
     }
 
     /// Whether both are the same tree and the same directory in it.
-    pub fn is_same(&self, other: &Control) -> bool {
-        let same = |a: &Dir, b: &Dir| match (a.stat_self(), b.stat_self()) {
-            (Ok(a), Ok(b)) => a.dev == b.dev && a.id.ino == b.id.ino && a.mount == b.mount,
-            _ => false,
+    ///
+    /// # Errors
+    /// One of them cannot be looked at.
+    pub fn is_same(&self, other: &Control) -> Result<bool> {
+        let same = |a: &Dir, b: &Dir| {
+            let (a, b) = (a.stat_self()?, b.stat_self()?);
+            Ok::<_, Errno>(a.dev == b.dev && a.id.ino == b.id.ino && a.mount == b.mount)
         };
-        same(&self.root, &other.root) && same(&self.dir, &other.dir)
+        let both = same(&self.root, &other.root).and_then(|root| Ok(root && same(&self.dir, &other.dir)?));
+        both.context(|| format!("look at {}", self.shown()))
     }
 
     /// Takes back what [`Control::open`] made, when the tree did not become managed. The caller holds

@@ -1,13 +1,17 @@
-//! Asking the agent on this host: its status, `approve`, `source reset`.
+//! Asking the agent on this host: its status, `approve`, `source reset`, `pause`, `drain`.
+
+use std::path::Path;
 
 use hyper::Method;
 
 use super::exit::Exit;
-use super::options::{ApproveArgs, ResetArgs, StatusArgs};
+use super::options::{
+    ApproveArgs, DrainArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs, StatusArgs, UndrainArgs,
+};
 use super::run::say;
 use crate::error::{Class, Error, Result};
 use crate::model::Status;
-use crate::serve::ask;
+use crate::serve::{Marked, RefreshAsked, ask, tell};
 
 /// The agent's status document.
 pub(super) fn status(args: &StatusArgs) -> Result<Status> {
@@ -28,10 +32,38 @@ pub(super) fn reset(args: &ResetArgs) -> Result<Exit> {
     order(&args.agent.socket()?, &format!("/1/reset?tree={}", args.tree))
 }
 
-fn order(socket: &std::path::Path, path: &str) -> Result<Exit> {
-    let answer = ask(socket, &Method::POST, path)?;
+pub(super) fn pause(args: &PauseArgs) -> Result<Exit> {
+    mark(&args.agent.socket()?, "/1/pause", &args.tree, args.reason.clone())
+}
+
+pub(super) fn resume(args: &ResumeArgs) -> Result<Exit> {
+    mark(&args.agent.socket()?, "/1/resume", &args.tree, None)
+}
+
+pub(super) fn drain(args: &DrainArgs) -> Result<Exit> {
+    mark(&args.agent.socket()?, "/1/drain", "", args.reason.clone())
+}
+
+pub(super) fn undrain(args: &UndrainArgs) -> Result<Exit> {
+    mark(&args.agent.socket()?, "/1/undrain", "", None)
+}
+
+pub(super) fn refresh(args: &RefreshArgs) -> Result<Exit> {
+    let asked = RefreshAsked { tree: args.tree.clone(), force: args.force };
+    said(&tell(&args.agent.socket()?, "/1/refresh", &asked)?)
+}
+
+fn mark(socket: &Path, path: &str, tree: &str, reason: Option<String>) -> Result<Exit> {
+    said(&tell(socket, path, &Marked { tree: tree.to_owned(), reason })?)
+}
+
+fn order(socket: &Path, path: &str) -> Result<Exit> {
+    said(&ask(socket, &Method::POST, path)?)
+}
+
+fn said(answer: &[u8]) -> Result<Exit> {
     let answer: serde_json::Value =
-        serde_json::from_slice(&answer).map_err(|e| Error::integrity(format!("the agent's answer: {e}")))?;
+        serde_json::from_slice(answer).map_err(|e| Error::integrity(format!("the agent's answer: {e}")))?;
     say(answer["message"].as_str().unwrap_or_default())?;
     Ok(Exit::Done)
 }

@@ -6,8 +6,9 @@ mod demo;
 mod exit;
 mod explain;
 mod generate;
-mod notify;
 mod history;
+mod hold;
+mod notify;
 mod options;
 mod output;
 mod pki;
@@ -19,6 +20,7 @@ mod status;
 mod sync;
 mod trash;
 mod verify;
+mod wait;
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -44,6 +46,8 @@ pub fn main() -> std::process::ExitCode {
         // these have logs and signals of their own
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
+        // its exit code is the command's
+        Command::Hold(args) => return std::process::ExitCode::from(hold::run(args)),
         command => other(command, &matches),
     };
     let exit = result.unwrap_or_else(|e| {
@@ -76,8 +80,15 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Rollback(args) => rollback::run(args),
         Command::Trash(args) => trash::run(args),
         Command::Source(SourceCommand::Reset(args)) => admin::reset(args),
+        Command::Wait(args) => wait::run(args, &cancel),
+        Command::Refresh(args) => admin::refresh(args),
+        Command::Pause(args) => admin::pause(args),
+        Command::Resume(args) => admin::resume(args),
+        Command::Drain(args) => admin::drain(args),
+        Command::Undrain(args) => admin::undrain(args),
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Hold(args) => Ok(if hold::run(args) == 0 { Exit::Done } else { Exit::Failed }),
     }
 }
 

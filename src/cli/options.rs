@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
@@ -10,7 +11,7 @@ use super::rollback::RollbackArgs;
 use super::trash::TrashArgs;
 use crate::config::{Size, Span};
 use crate::error::{Class, Error, Result};
-use crate::model::TreePath;
+use crate::model::{NodeId, TreePath};
 use crate::plan::{Filter, MaxDelete, PlanId};
 
 /// Keeps an application cluster's deployed files the same on every node.
@@ -47,6 +48,21 @@ pub enum Command {
     Status(StatusArgs),
     /// Let exactly the losses of a refused plan through; the plan's id is in `status`.
     Approve(ApproveArgs),
+    /// Wait until nodes are consistent: 0 when they are, 7 on time-out with who is missing and why.
+    Wait(WaitArgs),
+    /// Run a command, and publish all that it writes as one generation when it succeeds; exits with its code, 125 for
+    /// failures of our own.
+    Hold(HoldArgs),
+    /// Tell the local server now, and say what came of it.
+    Refresh(RefreshArgs),
+    /// Publish nothing of a tree here (source) or apply nothing (mirror) until `resume`.
+    Pause(PauseArgs),
+    /// End a pause.
+    Resume(ResumeArgs),
+    /// Tell load balancers to send nothing to this node; files go on.
+    Drain(DrainArgs),
+    /// End a drain.
+    Undrain(UndrainArgs),
     /// A tree's generations: when, from where, what changed, how long each took to be in place.
     History(HistoryArgs),
     /// On the source: publish an older generation's content again, as a new generation.
@@ -76,6 +92,7 @@ impl Command {
             Self::Sync(args) => args.json,
             Self::Pki(command) => command.json(),
             Self::Status(args) => args.json,
+            Self::Wait(args) => args.json,
             Self::History(args) => args.json,
             Self::Rollback(args) => args.json,
             Self::Trash(args) => args.json(),
@@ -280,6 +297,100 @@ pub struct ApproveArgs {
     pub tree: String,
     /// What `status` names.
     pub plan: PlanId,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `wait`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("scope").args(["all", "zone", "node"]))]
+pub struct WaitArgs {
+    /// The tree.
+    pub tree: String,
+    /// This generation or a newer one: `1.42`, or `latest`: all that was written until now. On a mirror `latest` is what
+    /// the source has published by now.
+    #[arg(long, value_name = "GENERATION", default_value = "latest")]
+    pub generation: String,
+    /// Every node that may read the tree, or ever did [default on the source].
+    #[arg(long)]
+    pub all: bool,
+    /// The nodes of this zone.
+    #[arg(long)]
+    pub zone: Option<String>,
+    /// This node [default on a mirror: itself].
+    #[arg(long, value_name = "ID")]
+    pub node: Option<NodeId>,
+    /// For so long at most.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub timeout: Span,
+    /// The outcome as JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `hold`.
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    /// The tree; this node must be its source.
+    pub tree: String,
+    /// Let the tree go, whoever holds it; what is in it is published as any change is.
+    #[arg(long, conflicts_with = "command", required_unless_present = "command")]
+    pub release: bool,
+    /// What to run, after `--`.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `refresh`.
+#[derive(Debug, Args)]
+pub struct RefreshArgs {
+    /// The tree.
+    pub tree: String,
+    /// Also what the server has been told of already: everything that is in place.
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `pause`.
+#[derive(Debug, Args)]
+pub struct PauseArgs {
+    /// The tree.
+    pub tree: String,
+    /// Why; shown in `status`.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The tree.
+    pub tree: String,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Why; shown in `status`.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `undrain`.
+#[derive(Debug, Args)]
+pub struct UndrainArgs {
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 }

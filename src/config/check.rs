@@ -10,8 +10,7 @@ use super::problem::{Parsed, Problems, Severity, wrong};
 use super::raw::{MIRROR_ONLY, SOURCE_ONLY, Table};
 use super::{
     Activate, Allow, Cluster, Config, DriftPolicy, Listen, Log, LogFormat, MirrorRole, Node, Role,
-    SourceRole, Store, Tls, Tree, Upstream, across, amount, refresh, value,
-    SourceRole, Store, Tls, Tree, Upstream, across, amount, health, value,
+    SourceRole, Store, Tls, Tree, Upstream, across, amount, health, refresh, value,
 };
 use crate::model::NodeId;
 

@@ -42,9 +42,7 @@ const REFRESH: [&str; 11] = [
 const HTTP: [&str; 9] = ["url", "method", "headers", "body", "expect", "contains", "ca", "cert", "key"];
 
 /// The sections by name; the first is the file itself.
-const SECTIONS: [(&str, &[&[&str]]); 13] = [
-    ("", &[&["node", "listen", "tls", "cluster", "log", "tree", "state-dir"]]),
-const SECTIONS: [(&str, &[&[&str]]); 8] = [
+const SECTIONS: [(&str, &[&[&str]]); 14] = [
     ("", &[&["node", "listen", "tls", "cluster", "log", "health", "tree", "state-dir"]]),
     ("node", &[&["id", "zone"]]),
     ("listen", &[&["data", "socket", "public", "agent-check"]]),

@@ -9,6 +9,7 @@ mod lease;
 mod lock;
 mod mount;
 mod owner;
+mod process;
 mod tree;
 
 pub use atomic::{ensure_dir_all, write_atomic};
@@ -20,4 +21,5 @@ pub use lease::{ignore_break_signal, open_for_writing};
 pub use lock::{Holder, Lock, Locked};
 pub use mount::{FsClass, MountId, is_mount_root, place_in_fs};
 pub use owner::{OwnerPolicy, Owners, group_id, user_id};
+pub use process::process_end;
 pub use tree::{remove_tree, tree_size};

@@ -260,6 +260,11 @@ impl Refresher {
         self.inner.cancel.cancel();
     }
 
+    /// Whether nothing of it runs any more.
+    pub fn has_ended(&self) -> bool {
+        self.inner.ended.is_cancelled()
+    }
+
     /// Waits until nothing of it runs any more, after [`Refresher::stop`].
     pub async fn ended(&self) {
         self.inner.ended.cancelled().await;

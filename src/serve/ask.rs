@@ -12,7 +12,8 @@ use super::local::Failure;
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::escaped;
 
-const TIMEOUT: Duration = Duration::from_secs(70);
+/// Above what any order may take.
+const TIMEOUT: Duration = Duration::from_secs(150);
 /// A status with thousands of nodes has some megabytes.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -22,6 +23,15 @@ const MAX_ANSWER: usize = 256 << 20;
 /// No agent is there, it may not be asked, or its own answer is an error.
 pub fn ask(socket: &Path, method: &Method, path: &str) -> Result<Bytes> {
     ask_with(socket, method, path, Bytes::new(), TIMEOUT)
+}
+
+/// [`ask`] with a JSON body.
+///
+/// # Errors
+/// As of [`ask`].
+pub fn tell(socket: &Path, path: &str, body: &impl serde::Serialize) -> Result<Bytes> {
+    let body = serde_json::to_vec(body).map_err(|e| Error::integrity(e.to_string()))?;
+    ask_with(socket, &Method::POST, path, body.into(), TIMEOUT)
 }
 
 /// As [`ask`], with a body, and for orders that may take longer.

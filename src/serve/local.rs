@@ -1,8 +1,9 @@
-//! The local socket: HTTP/1.1 with JSON, `GET /1/status`, `POST /1/approve`, `POST /1/reset`.
+//! The local socket: HTTP/1.1 with JSON, `GET /1/status`, and orders as `POST /1/approve`, `/1/reset`, `/1/pause`,
+//! `/1/resume`, `/1/drain`, `/1/undrain`, `/1/hold`, `/1/wait`, `/1/refresh`.
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -11,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::{Agent, HistoryEntry, Retention, RollbackOrder, TrashOrder};
+use super::peer::Peer;
+use crate::agent::{Agent, HistoryEntry, HoldOrder, Ordered, Retention, RollbackOrder, TrashOrder, Wait};
 use crate::error::{Class, Error, Result};
 
 /// What went wrong, as it is sent.
@@ -46,10 +48,18 @@ pub async fn local(socket: UnixListener, agent: Arc<Agent>, stop: CancellationTo
         .route("/1/status", get(|State(agent): State<Arc<Agent>>| async move { Json(agent.status()) }))
         .route("/1/approve", post(approve))
         .route("/1/reset", post(reset))
+        .route("/1/pause", post(pause))
+        .route("/1/resume", post(resume))
+        .route("/1/drain", post(drain))
+        .route("/1/undrain", post(undrain))
+        .route("/1/hold", post(hold))
+        .route("/1/wait", post(wait))
+        .route("/1/refresh", post(refresh))
         .route("/1/trash", post(trash))
         .route("/1/history", get(history))
         .route("/1/rollback", post(rollback))
-        .with_state(agent);
+        .with_state(agent)
+        .into_make_service_with_connect_info::<Peer>();
     let served = axum::serve(socket, app).with_graceful_shutdown(async move { stop.cancelled().await }).await;
     if let Err(e) = served {
         tracing::error!("the local socket: {e}");
@@ -65,6 +75,103 @@ async fn approve(State(agent): State<Arc<Agent>>, Query(order): Query<Approve>) 
 
 async fn reset(State(agent): State<Arc<Agent>>, Query(order): Query<Reset>) -> Response {
     answer(move || agent.reset(&order.tree)).await
+}
+
+/// A pause, a resume, a drain.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Marked {
+    /// Which tree; empty for the node.
+    pub tree: String,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
+}
+
+/// A refresh by hand.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RefreshAsked {
+    /// Which tree.
+    pub tree: String,
+    /// Also what the server has been told of.
+    pub force: bool,
+}
+
+/// What a deploy job asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HoldAsked {
+    /// The tree.
+    pub tree: String,
+    /// Chosen by the job, to be known again by.
+    pub id: String,
+    /// What it runs, at the beginning.
+    pub command: Option<String>,
+    /// How it ended, at the end.
+    pub end: Option<HoldEnd>,
+}
+
+/// How a hold ends.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldEnd {
+    /// The command succeeded.
+    Publish,
+    /// It failed, and how.
+    Fail(String),
+    /// Let it go, whoever holds it.
+    Release,
+}
+
+type From = ConnectInfo<Peer>;
+
+async fn pause(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
+    answer(move || agent.pause(&order.tree, from.0.ordered(order.reason))).await
+}
+
+async fn resume(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
+    answer(move || agent.resume(&order.tree, &from.0.ordered(order.reason))).await
+}
+
+async fn drain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
+    answer(move || agent.drain(from.0.ordered(order.reason))).await
+}
+
+async fn undrain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
+    answer(move || agent.undrain(&from.0.ordered(order.reason))).await
+}
+
+async fn hold(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<HoldAsked>) -> Response {
+    let HoldAsked { tree, id, command, end } = asked;
+    answer(move || {
+        let order = match end {
+            None => {
+                let command = command.unwrap_or_default();
+                HoldOrder::Begin { id, who: from.0.who(), pid: from.0.pid()?, command }
+            }
+            Some(HoldEnd::Publish) => HoldOrder::Publish { id },
+            Some(HoldEnd::Fail(why)) => HoldOrder::Fail { id, why },
+            Some(HoldEnd::Release) => HoldOrder::Release,
+        };
+        agent.hold(&tree, order)
+    })
+    .await
+}
+
+async fn refresh(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<RefreshAsked>) -> Response {
+    let by = tokio::task::spawn_blocking(move || from.0.ordered(None)).await.unwrap_or_else(|_| unknown());
+    match agent.refresh(&asked.tree, asked.force, &by).await {
+        Ok(message) => Json(Done { message }).into_response(),
+        Err(e) => failed(&e),
+    }
+}
+
+fn unknown() -> Ordered {
+    Ordered { who: "unknown".into(), reason: None, at_ms: crate::disk::wall_ms() }
+}
+
+async fn wait(State(agent): State<Arc<Agent>>, Json(wait): Json<Wait>) -> Response {
+    match agent.wait(wait).await {
+        Ok(waited) => Json(waited).into_response(),
+        Err(e) => failed(&e),
+    }
 }
 
 async fn rollback(

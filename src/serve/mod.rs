@@ -3,9 +3,9 @@
 
 mod ask;
 mod local;
+mod peer;
 mod public;
 
-pub use ask::{ask, ask_with};
-pub use local::local;
+pub use ask::{ask, ask_with, tell};
+pub use local::{HistoryAnswer, HoldAsked, HoldEnd, Marked, RefreshAsked, local};
 pub use public::Ports;
-pub use local::{HistoryAnswer, local};

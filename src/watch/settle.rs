@@ -193,6 +193,13 @@ impl Settle {
         (age < self.settle || item.open && age < self.max).then_some(age)
     }
 
+    /// Since when `path` is quiet, while that is less than `max` and it was written to and not closed.
+    pub fn is_open(&self, path: &TreePath, now: Instant) -> Option<Duration> {
+        let item = self.fresh.get(path).or_else(|| self.seen.get(path))?;
+        let age = now.saturating_duration_since(item.last);
+        (item.open && age < self.max).then_some(age)
+    }
+
     fn hold(&self, path: &TreePath) -> Option<&Hold> {
         self.seen.get(path)?.held.as_ref()
     }

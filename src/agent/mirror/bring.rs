@@ -1,13 +1,14 @@
 //! Bringing the tree to a generation: directories fetched, judged, staged, committed. The same steps put drift
 //! back, with the generation that is there already.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::MirrorTree;
 use super::engine::{End, Engine, Session};
 use super::remote::{Remote, check};
+use super::tell::Untold;
 use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, Trees};
 use crate::agent::history::Applied;
 use crate::config::DriftPolicy;
@@ -140,6 +141,8 @@ impl Engine {
             newest,
             staged: OnceLock::new(),
             committed: OnceLock::new(),
+            changed: Mutex::default(),
+            staged_all: AtomicBool::new(false),
         };
         let planned = Instant::now();
         let apply = Apply {
@@ -155,7 +158,16 @@ impl Engine {
         };
         outcome.errors.extend(plan.conflicts);
         let swaps = options.activate == Activate::Swap && (!trees.same() || trees.root_attrs());
-        apply.carry_out(&s.control, &trees, &diff, &plan.moves, marker, &mut outcome)?;
+        let done = apply.carry_out(&s.control, &trees, &diff, &plan.moves, marker, &mut outcome);
+        let changed = std::mem::take(&mut *run.changed.lock().unwrap_or_else(PoisonError::into_inner));
+        // of a run that failed after it began to commit nobody knows what came into place
+        self.untold.merge(if done.is_err() && run.staged_all.load(Ordering::Relaxed) {
+            Untold::Everything
+        } else {
+            changed
+        });
+        self.expected |= run.staged_all.load(Ordering::Relaxed);
+        done?;
         // what the commit's own renames raised was looked at after them
         let mut seen = std::mem::take(&mut *run.seen.lock().unwrap_or_else(PoisonError::into_inner));
         seen.forget_in(&outcome.touched);
@@ -306,7 +318,11 @@ impl Engine {
         let failed = outcome.errors.len() as u64 + outcome.vanished;
         if failed > 0 {
             let persisted = s.control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
-            tree.shared().applied = persisted.map(|(id, _)| id);
+            {
+                let mut shared = tree.shared();
+                shared.applied = persisted.map(|(id, _)| id);
+                shared.complete = shared.complete.min(shared.applied);
+            }
             let first = outcome.errors.first().map(|e| format!("{}: {}", e.path, e.error));
             let first = first.unwrap_or_else(|| "the source does not have their content any more".into());
             let what = format!("generation {}: {failed} paths are not in place: {first}", newest.id);
@@ -328,6 +344,7 @@ impl Engine {
             shared.trouble.clear();
         }
         tree.mark_applied(newest);
+        self.tell(newest.id, is_new)?;
         tree.enter(State::Current);
         tree.remember(s, newest, &took, is_new);
         if newest.id.number.is_multiple_of(SWEEP_EVERY) {
@@ -386,21 +403,34 @@ impl MirrorTree {
 
     /// A generation is completely in place.
     pub(super) fn mark_applied(&self, generation: &Generation) {
-        let (now, id) = (boot_ms(), generation.id);
+        let now = boot_ms();
         let mut shared = self.shared();
-        if shared.applied == Some(id) {
+        if shared.applied == Some(generation.id) {
             return;
         }
-        shared.applied = Some(id);
+        let age = shared.lag.lag_ms(now).unwrap_or(0);
+        shared.applied = Some(generation.id);
         shared.applied_object = Some(generation.root.object);
-        shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_applied(n.id));
+        shared.recent.push(generation, now as i64 - age as i64);
+        drop(shared);
+        // where a server is told, it must have it, too
+        if self.refresher.get().is_none() {
+            self.mark_complete(Some(generation.id));
+        }
+    }
+
+    /// A generation is in place, and the local server has it where one is told.
+    pub(super) fn mark_complete(&self, id: Option<GenId>) {
+        let now = boot_ms();
+        let mut shared = self.shared();
+        let Some(id) = id.filter(|_| shared.complete != id) else { return };
+        shared.complete = Some(id);
+        shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_complete(n.id));
         if let Some(took) = shared.lag.applied(id, now) {
             shared.history.add(id, took, now);
             shared.converged.push((id, took));
             shared.converged_last = Some((id, took));
         }
-        let took = shared.converged_last.filter(|(of, _)| *of == id).map_or(0, |(_, took)| took);
-        shared.recent.push(generation, now as i64 - took as i64);
         drop(shared);
         self.news.notify_one();
     }
@@ -424,10 +454,28 @@ struct Bringing<'a> {
     seen: Mutex<Changes>,
     staged: OnceLock<Instant>,
     committed: OnceLock<Instant>,
+    /// For the local server.
+    changed: Mutex<Untold>,
+    /// From here on the tree changes.
+    staged_all: AtomicBool,
+}
+
+impl Bringing<'_> {
+    /// The commit begins: what the local server has is no longer what is there.
+    fn begins(&self) -> Result<()> {
+        self.tree.enter(State::Committing);
+        self.staged_all.store(true, Ordering::Relaxed);
+        self.tree.refresher.get().map_or(Ok(()), |refresher| refresher.expect(self.newest.id))
+    }
 }
 
 impl Monitor for Bringing<'_> {
-    fn step(&self, _step: &Step<'_, i64>) -> Result<()> {
+    fn step(&self, step: &Step<'_, i64>) -> Result<()> {
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        changed.add(step.path);
+        if let Some(from) = step.from {
+            changed.add(&from.path);
+        }
         Ok(())
     }
 
@@ -439,8 +487,7 @@ impl Monitor for Bringing<'_> {
     fn staged(&self, vanished: u64) -> Result<()> {
         self.staged.get_or_init(Instant::now);
         if vanished == 0 {
-            self.tree.enter(State::Committing);
-            return Ok(());
+            return self.begins();
         }
         let shared = self.tree.shared();
         let waiting = |s: &mut super::Shared| {
@@ -454,15 +501,14 @@ impl Monitor for Bringing<'_> {
         drop(shared);
         if timeout.timed_out() {
             // nothing newer: all but these paths comes into place
-            self.tree.enter(State::Committing);
-            Ok(())
+            self.begins()
         } else {
             Err(Error::new(Class::Interrupted, "superseded"))
         }
     }
 
     fn wants_steps(&self) -> bool {
-        false
+        self.tree.refresher.get().is_some()
     }
 
     fn committed(&self, failed: usize, vanished: u64) {

@@ -47,6 +47,7 @@ pub(super) async fn listen(tree: Arc<MirrorTree>) {
                 let news = {
                     let mut shared = tree.shared();
                     shared.connected = false;
+                    shared.defer(boot_ms());
                     shared.contact.set(e.to_string())
                 };
                 if news {
@@ -68,8 +69,8 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
         let newest = shared.newest.as_ref().map(|g| (g.id, g.root.object));
         // what is applied was seen, also when this is the first question after a start
         let seen = newest.or(shared.applied.zip(shared.applied_object));
-        let knows = shared.connected && shared.lag.head().is_some();
-        (shared.applied, seen, if knows { WAIT } else { Duration::ZERO })
+        let knows = shared.connected && shared.lag.head().is_some() && shared.answered >= shared.wanted;
+        (shared.complete, seen, if knows { WAIT } else { Duration::ZERO })
     };
     let asked = boot_ms();
     let head = tree.client.head(known, seen, wait).await?;
@@ -80,15 +81,17 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
     let mut shared = tree.shared();
     let was_away = !std::mem::replace(&mut shared.connected, true);
     shared.contact.clear();
+    shared.answered = asked;
+    shared.defer(now);
     if was_away {
         tree.news.notify_one();
     }
     let Some(head) = head else { return Ok(()) };
     // what the source held the question back is no age
     shared.lag.heard(asked + head.waited_ms, now, head.oldest, (head.generation.id, head.age_ms));
-    // what was applied since the question does not count
-    let ahead = shared.ahead_of_applied(head.generation.id);
-    shared.behind = Some(if shared.applied == known { head.behind } else { ahead });
+    // what was completed since the question does not count
+    let ahead = shared.ahead_of_complete(head.generation.id);
+    shared.behind = Some(if shared.complete == known { head.behind } else { ahead });
     let is_new = shared.newest.as_ref().is_none_or(|g| g.id < head.generation.id);
     drop(shared);
     if is_new {
@@ -135,7 +138,9 @@ impl MirrorTree {
     pub(super) fn enter(&self, state: State) {
         let changed = {
             let mut shared = self.shared();
-            std::mem::replace(&mut shared.state, state) != state
+            let changed = std::mem::replace(&mut shared.state, state) != state;
+            shared.defer(boot_ms());
+            changed
         };
         if changed {
             self.news.notify_one();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use super::tell::Untold;
 use super::{Inbox, MirrorTree, Order};
 use crate::agent::apply::{Activate, TreeOptions};
 use crate::agent::pin;
@@ -40,6 +41,10 @@ pub(super) struct Engine {
     pub(super) options: TreeOptions,
     pub(super) owners: Owners,
     pub(super) approved: Option<PlanId>,
+    /// What came into place, and the local server was not told of yet.
+    pub(super) untold: Untold,
+    /// The refresher was told to expect a change.
+    pub(super) expected: bool,
 }
 
 /// The tree, open and locked.
@@ -89,7 +94,15 @@ impl Engine {
             owner: OwnerPolicy::parse("owner", c.owner.as_deref())?,
             threads,
         };
-        Ok(Self { tree, inbox, options, owners: Owners::default(), approved: None })
+        Ok(Self {
+            tree,
+            inbox,
+            options,
+            owners: Owners::default(),
+            approved: None,
+            untold: Untold::default(),
+            expected: false,
+        })
     }
 
     pub(super) fn run(mut self) {
@@ -135,6 +148,7 @@ impl Engine {
                 }
                 Ok(Order::Job(job)) => job(None),
                 Ok(Order::Wake) => self.tree.woken.store(false, Ordering::Release),
+                Ok(Order::Again) => {}
                 Ok(Order::Stop) | Err(_) => return,
             }
         }
@@ -167,7 +181,7 @@ impl Engine {
         let index = Index::open(&tree.state.file("tree.db"))?;
         let store = Store::open(&tree.state.file("fetched.db"))?;
         let recovered = super::super::target::recover_all(&control, &index, self.options.keep)?;
-        if let Some(done) = recovered {
+        if let Some(done) = &recovered {
             tracing::info!(tree = tree.name(), drift = done.drift.len(), "finished what was under way");
         }
         let applied = control.marker()?.and_then(|m| m.applied);
@@ -176,16 +190,22 @@ impl Engine {
             let mut shared = tree.shared();
             // what this tree says of itself counts, not what another one said that was here before
             let known = generation.map(|(id, _)| id);
-            if std::mem::replace(&mut shared.applied, known) > known {
+            shared.applied = known;
+            let complete = known.and_then(|id| match tree.refresher.get() {
+                Some(refresher) => refresher.complete().map(|c| c.min(id)),
+                None => Some(id),
+            });
+            if std::mem::replace(&mut shared.complete, complete) > complete {
                 shared.lag = Lag::default();
                 tree.again.notify_one();
             }
             shared.applied_object = generation.map(|(_, object)| object);
             // the source may have been asked before this was known
-            let _ = known.map(|id| shared.lag.applied(id, boot_ms()));
-            shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_applied(n.id));
+            let _ = complete.map(|id| shared.lag.applied(id, boot_ms()));
+            shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_complete(n.id));
             shared.content = applied.and_then(|a| a.content.parse().ok());
         }
+        self.tell_of_what_is_there(generation.map(|(id, _)| id), recovered.is_some())?;
         let mount =
             MountId::of(&control.root).context(|| format!("find the file system of {}", escaped(path)))?;
         let remedy = escaped(&tree.state.file(PIN));
@@ -307,9 +327,12 @@ impl Engine {
         if !is_still(&s.control) {
             return Ok(Some(End::Reopen));
         }
-        let newest = self.tree.shared().newest.clone();
+        let newest = {
+            let shared = self.tree.shared();
+            shared.newest.clone().filter(|_| shared.orders.paused.is_none())
+        };
         let Some(newest) = newest else {
-            // nothing to compare with yet; drift is judged when the source was heard
+            // nothing to compare with yet, or not now; drift is judged when the source was heard
             self.begun_alone();
             if full || quiet {
                 self.look(s, full)?;
@@ -359,7 +382,10 @@ impl Engine {
     }
 
     fn wait(&mut self, s: &mut Session) -> Result<Option<End>> {
-        let newest = self.tree.shared().newest.clone();
+        let newest = {
+            let shared = self.tree.shared();
+            shared.newest.clone().filter(|_| shared.orders.paused.is_none())
+        };
         if newest.is_some_and(|n| !s.settled_for(&n) && (s.retry_at.is_none() || s.retry_for != Some(n.id))) {
             return Ok(None);
         }
@@ -376,6 +402,10 @@ impl Engine {
         match self.inbox.recv_timeout(due.saturating_duration_since(now)) {
             Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => Ok(Some(End::Stop)),
             Ok(Order::Approve(id, reply)) => self.approve(s, id, &reply),
+            Ok(Order::Again) => {
+                (s.settled, s.retry_at) = (None, None);
+                Ok(None)
+            }
             Ok(Order::Job(job)) => {
                 job(Some(s));
                 Ok(None)
@@ -390,9 +420,16 @@ impl Engine {
         id: PlanId,
         reply: &std::sync::mpsc::Sender<Result<String>>,
     ) -> Result<Option<End>> {
-        let waiting = self.tree.shared().plan.clone();
-        let newest = self.tree.shared().newest.clone();
+        let (waiting, newest, paused) = {
+            let shared = self.tree.shared();
+            (shared.plan.clone(), shared.newest.clone(), shared.orders.paused.is_some())
+        };
         let (end, answer) = match (waiting, newest) {
+            _ if paused => {
+                let name = self.tree.name();
+                let what = format!("{name} is paused on this node; first: syncagent resume {name}");
+                (None, Err(Error::new(Class::Config, what)))
+            }
             (Some(plan), Some(newest)) if plan.id == id.to_string() => {
                 self.approved = Some(id);
                 let done = self.bring(s, &newest);
@@ -430,7 +467,7 @@ impl Engine {
 fn is_still(control: &Control) -> bool {
     // a directory without ours in it is another one: it is not to be touched by a look
     let there = Dir::open_root(&control.path).is_ok_and(|root| root.open_child(CONTROL_DIR).is_ok());
-    there && Control::open(&control.path).is_ok_and(|now| now.is_same(control))
+    there && Control::open(&control.path).and_then(|now| now.is_same(control)).unwrap_or(false)
 }
 
 impl Session {

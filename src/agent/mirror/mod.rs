@@ -8,31 +8,33 @@ mod bring;
 mod contact;
 mod engine;
 mod remote;
+mod tell;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::health::Limits;
-use super::role::{Reply, Role, Trouble};
 use super::history::{History as Happened, HistoryEntry, RECENT, Ring};
-use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
+use super::orders::{Ordered, Orders};
+use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
 use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::lag::{History, Lag};
+use crate::lag::{Deferred, History, Lag};
 use crate::model::{
     Digest, GenId, Generation, NodeId, NodeStatus, RefusedPlan, Report, RoleName, State, TreePath,
     TreeStatus, WatchStatus, escaped,
 };
 use crate::peer::Client;
 use crate::plan::PlanId;
+use crate::refresh::{Refresher, Setup};
 
 /// What the engine's thread is asked to do.
 enum Order {
@@ -40,6 +42,8 @@ enum Order {
     Wake,
     /// Let this plan through.
     Approve(PlanId, Reply),
+    /// What was settled is looked at again.
+    Again,
     /// Something else that needs the open tree.
     Job(Job),
     Stop,
@@ -56,9 +60,9 @@ pub(super) struct MirrorTree {
     zone: Option<String>,
     state: TreeState,
     client: Client,
+    happened: Happened,
     /// What the node's health is judged by.
     limits: Arc<Limits>,
-    happened: Happened,
     orders: Sender<Order>,
     woken: AtomicBool,
     /// The whole mirror ends.
@@ -71,9 +75,12 @@ pub(super) struct MirrorTree {
     /// The question under way is asked again.
     again: Notify,
     shared: Mutex<Shared>,
+    ordering: Mutex<()>,
     /// The newest generation changed.
     arrived: Condvar,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Tells the local server, where one is told.
+    refresher: OnceLock<Arc<Refresher>>,
 }
 
 struct Shared {
@@ -87,6 +94,8 @@ struct Shared {
     newest: Option<Arc<Generation>>,
     /// The newest one that is completely in place.
     applied: Option<GenId>,
+    /// The newest one that is in place and that the local server has, where one is told: what lag and the source count.
+    complete: Option<GenId>,
     /// The source's root object of that.
     applied_object: Option<Digest>,
     content: Option<Digest>,
@@ -94,6 +103,13 @@ struct Shared {
     drift: u64,
     watch: WatchStatus,
     lag: Lag,
+    /// When what is published was not late, but deferred.
+    deferred: Deferred,
+    orders: Orders,
+    /// When the source was last asked, of the answers that came; boot time.
+    answered: u64,
+    /// When somebody wanted to know the newest generation for sure; boot time.
+    wanted: u64,
     behind: Option<u64>,
     lock: Option<String>,
     history: History,
@@ -114,12 +130,24 @@ struct Shared {
 }
 
 impl Shared {
-    /// How many generations `newest` is ahead of what is applied, by their numbers; the source knows it exactly.
-    fn ahead_of_applied(&self, newest: GenId) -> u64 {
-        match self.applied {
+    /// How many generations `newest` is ahead of what is complete, by their numbers; the source knows it exactly.
+    fn ahead_of_complete(&self, newest: GenId) -> u64 {
+        match self.complete {
             Some(applied) if applied.epoch == newest.epoch => newest.number.saturating_sub(applied.number),
             _ => newest.number,
         }
+    }
+
+    /// Milliseconds of lag: the age of the oldest generation that is published and not complete here, without the time
+    /// in which the tree was paused or refused, or the source could not be heard.
+    fn lag_ms(&self, now: u64) -> Option<u64> {
+        self.lag.lag_ms(now).map(|age| self.deferred.counted(age, now))
+    }
+
+    /// To be called whenever one of these may have changed.
+    fn defer(&mut self, now: u64) {
+        let deferred = self.orders.paused.is_some() || self.state == State::Refused || !self.connected;
+        self.deferred.set(deferred, now);
     }
 }
 
@@ -139,7 +167,15 @@ impl MirrorTree {
     ) -> Result<Arc<Self>> {
         let path = super::paths::destination(&config.path)?;
         let state = TreeState::open(state_dir, &path)?;
-        let (orders, inbox) = channel();
+        let (orders_to, inbox) = channel();
+        let orders = Orders::read(&state);
+        let mut deferred = Deferred::default();
+        let now = boot_ms();
+        match &orders.paused {
+            Some(paused) => deferred.began(now.saturating_sub(paused.mark(wall_ms()).for_ms), now),
+            // until the source is heard
+            None => deferred.set(true, now),
+        }
         let happened = Happened::open(&state.file("history.db"));
         let (now, wall) = (boot_ms() as i64, wall_ms());
         let mut recent = Ring::default();
@@ -154,9 +190,9 @@ impl MirrorTree {
             zone: node.zone.clone(),
             state,
             client,
-            limits,
+            orders: orders_to,
             happened,
-            orders,
+            limits,
             woken: AtomicBool::new(false),
             stop: Arc::default(),
             supersede: Arc::default(),
@@ -175,7 +211,12 @@ impl MirrorTree {
                 files: 0,
                 drift: 0,
                 watch: WatchStatus::default(),
+                complete: None,
                 lag: Lag::default(),
+                deferred,
+                orders,
+                answered: 0,
+                wanted: 0,
                 behind: None,
                 lock: None,
                 history: History::default(),
@@ -187,9 +228,12 @@ impl MirrorTree {
                 fetching_since: None,
                 patience: FIRST_PATIENCE,
             }),
+            ordering: Mutex::new(()),
             arrived: Condvar::new(),
             thread: Mutex::new(None),
+            refresher: OnceLock::new(),
         });
+        tree.start_refresher()?;
         let engine = engine::Engine::new(tree.clone(), inbox, threads)?;
         let name = format!("mirror {}", tree.config.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || engine.run());
@@ -198,6 +242,47 @@ impl MirrorTree {
         tokio::spawn(contact::listen(tree.clone()));
         tokio::spawn(contact::report(tree.clone()));
         Ok(tree)
+    }
+
+    fn start_refresher(self: &Arc<Self>) -> Result<()> {
+        if self.config.refresh.is_empty() {
+            return Ok(());
+        }
+        let tree = Arc::downgrade(self);
+        let news = move || {
+            if let Some(tree) = tree.upgrade() {
+                tree.refreshed();
+            }
+        };
+        let refresher = Refresher::start(Setup {
+            tree: self.config.name.clone(),
+            node: self.node.clone(),
+            path: self.config.path.clone(),
+            rules: self.config.refresh.clone(),
+            state: self.state.path().to_owned(),
+            news: Arc::new(news),
+            on_rollback: None,
+        })?;
+        // nobody else sets it
+        let _ = self.refresher.set(refresher);
+        Ok(())
+    }
+
+    /// The local server was told, or could not be.
+    fn refreshed(&self) {
+        if let Some(refresher) = self.refresher.get() {
+            self.mark_complete(refresher.complete());
+            self.news.notify_one();
+        }
+    }
+
+    /// Whether the local server may lack something of what is in place.
+    fn is_refreshing(&self) -> bool {
+        self.refresher.get().is_some_and(|r| r.is_open())
+    }
+
+    fn thread_has_ended(&self) -> bool {
+        lock(&self.thread).as_ref().is_none_or(std::thread::JoinHandle::is_finished)
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -240,27 +325,97 @@ impl MirrorTree {
         }
     }
 
+    /// What the tree is doing, as it is shown.
+    fn state_of(&self, shared: &Shared) -> State {
+        match shared.state {
+            _ if self.thread_has_ended() && !self.stopped() => State::Failed,
+            State::Failed => State::Failed,
+            _ if shared.orders.paused.is_some() => State::Paused,
+            State::Current if self.is_refreshing() => State::Refreshing,
+            state => state,
+        }
+    }
+
+    /// Whether all that is known to be published is here, and nobody edited anything.
+    fn is_consistent(&self, shared: &Shared) -> bool {
+        self.state_of(shared) == State::Current
+            && shared.newest.as_ref().is_some_and(|n| Some(n.id) == shared.complete)
+            && shared.applied == shared.complete
+            && shared.drift == 0
+    }
+
+    /// This node's row.
+    fn own(&self, shared: &Shared, now: u64) -> NodeStatus {
+        let (wall, refresher) = (wall_ms(), self.refresher.get());
+        let state = match self.state_of(shared) {
+            State::Current if !shared.connected => State::Disconnected,
+            state => state,
+        };
+        NodeStatus {
+            zone: self.zone.clone(),
+            state,
+            generation: shared.complete,
+            applied: shared.applied,
+            refreshed: refresher.and_then(|r| r.refreshed()),
+            verified: refresher.filter(|r| r.has_verify()).and_then(|r| r.verified()),
+            refresh: refresher.map(|r| r.status()),
+            consistent: shared.connected && self.is_consistent(shared),
+            paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
+            drained: self.limits.drained(),
+            behind: shared.behind,
+            lag_ms: shared.lag_ms(now),
+            contact_age_ms: shared.lag.contact_age_ms(now),
+            confirmed_age_ms: None,
+            drift: shared.drift,
+            plan: shared.plan.clone(),
+            error: shared.trouble.report(now).or_else(|| shared.contact.report(now)),
+            convergence: Some(shared.history.summary(now)),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            connected: shared.connected,
+            ..NodeStatus::new(self.node.clone(), RoleName::Mirror)
+        }
+    }
+
+    /// Changes what is ordered; written down before it counts.
+    fn order(&self, change: impl FnOnce(&mut Orders) -> Result<()>) -> Result<()> {
+        // one change after the other, and no lock that status needs is held while the disk works
+        let _one = lock(&self.ordering);
+        let mut orders = self.shared().orders.clone();
+        change(&mut orders)?;
+        orders.write(&self.state)?;
+        let mut shared = self.shared();
+        shared.orders = orders;
+        shared.defer(boot_ms());
+        drop(shared);
+        self.news.notify_one();
+        Ok(())
+    }
+
     /// What the source is told.
     fn report_now(&self) -> Report {
-        let own = self.status().nodes.into_iter().next();
-        let faults = own.map(|own| self.limits.faults(&self.config, &own)).unwrap_or_default();
-        let now = boot_ms();
+        let (now, wall) = (boot_ms(), wall_ms());
+        let refresher = self.refresher.get();
         let mut shared = self.shared();
         let converged = std::mem::take(&mut shared.converged);
         Report {
-            state: shared.state,
-            applied: shared.applied,
+            state: self.state_of(&shared),
+            applied: shared.complete,
             in_place: shared.applied,
+            consistent: self.is_consistent(&shared),
+            faults: self.limits.faults(&self.config, &self.own(&shared, now)),
+            refreshed: refresher.and_then(|r| r.refreshed()),
+            verified: refresher.filter(|r| r.has_verify()).and_then(|r| r.verified()),
+            refresh: refresher.map(|r| r.status()),
+            paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
+            drained: self.limits.drained(),
             content: shared.content,
-            lag_ms: shared.lag.lag_ms(now),
+            lag_ms: shared.lag_ms(now),
             drift: shared.drift,
             plan: shared.plan.clone(),
             error: shared.trouble.report(now),
-            faults,
             converged,
             zone: self.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..Report::default()
         }
     }
 }
@@ -276,28 +431,7 @@ impl Role for MirrorTree {
         let now = boot_ms();
         let shared = self.shared();
         let convergence = Some(shared.history.summary(now));
-        let state = match shared.state {
-            _ if self.has_ended() && !self.stopped() => State::Failed,
-            State::Current if !shared.connected => State::Disconnected,
-            state => state,
-        };
-        let own = NodeStatus {
-            zone: self.zone.clone(),
-            state,
-            generation: shared.applied,
-            applied: shared.applied,
-            behind: shared.behind,
-            lag_ms: shared.lag.lag_ms(now),
-            contact_age_ms: shared.lag.contact_age_ms(now),
-            confirmed_age_ms: None,
-            drift: shared.drift,
-            plan: shared.plan.clone(),
-            error: shared.trouble.report(now).or_else(|| shared.contact.report(now)),
-            convergence,
-            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            connected: shared.connected,
-            ..NodeStatus::new(self.node.clone(), RoleName::Mirror)
-        };
+        let own = self.own(&shared, now);
         TreeStatus {
             name: self.config.name.clone(),
             path: escaped(&self.config.path),
@@ -324,6 +458,50 @@ impl Role for MirrorTree {
     fn reset(&self) -> Result<String> {
         let what = format!("this node is a mirror of {}; the reset belongs on its source", self.name());
         Err(Error::new(Class::Config, what))
+    }
+
+    fn pause(&self, by: Ordered) -> Result<String> {
+        self.order(|orders| {
+            orders.paused = Some(by);
+            Ok(())
+        })?;
+        // a run under way ends before it commits; what is staged is used later
+        self.supersede.store(true, Ordering::Relaxed);
+        self.wake();
+        Ok(format!("{} is paused on this node: nothing is applied until `syncagent resume {0}`", self.name()))
+    }
+
+    fn resume(&self) -> Result<String> {
+        self.order(|orders| match orders.paused.take() {
+            Some(_) => Ok(()),
+            None => Err(Error::new(Class::Config, format!("{} is not paused on this node", self.name()))),
+        })?;
+        let _ = self.orders.send(Order::Again);
+        Ok(format!("{} goes on", self.name()))
+    }
+
+    fn hold(&self, _order: HoldOrder) -> Result<String> {
+        let what = format!("this node is a mirror of {}; a hold belongs on its source", self.name());
+        Err(Error::new(Class::Config, what))
+    }
+
+    fn flush(&self) -> u64 {
+        let now = boot_ms();
+        self.shared().wanted = now;
+        self.again.notify_one();
+        now
+    }
+
+    fn is_flushed(&self, token: u64) -> bool {
+        self.shared().answered >= token
+    }
+
+    fn refresher(&self) -> Option<Arc<Refresher>> {
+        self.refresher.get().cloned()
+    }
+
+    fn node_changed(&self) {
+        self.news.notify_one();
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
@@ -358,12 +536,15 @@ impl Role for MirrorTree {
         self.stop.store(true, Ordering::Relaxed);
         self.supersede.store(true, Ordering::Relaxed);
         self.cancel.cancel();
+        if let Some(refresher) = self.refresher.get() {
+            refresher.stop();
+        }
         self.arrived.notify_all();
         let _ = self.orders.send(Order::Stop);
     }
 
     fn has_ended(&self) -> bool {
-        lock(&self.thread).as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+        self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
     }
 }
 

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 
 use super::publish::Published;
 use super::{Inbox, Order, SourceTree, lock};
+use crate::agent::role::{HoldOrder, Reply};
 use crate::agent::target::{Target, recover_all};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
-use crate::disk::{
-    Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, now, wall_ms, write_atomic,
-};
+use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, wall_ms, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{
     Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped,
@@ -60,6 +59,8 @@ pub(super) struct Engine {
     /// What was published last, as far as it is known: what the guard compares with. Not always announced.
     pub(super) base: Option<Generation>,
     kept: Instant,
+    /// Who waits for what a hold wrote to be published.
+    pub(super) ending: Option<Reply>,
 }
 
 /// The tree, open.
@@ -84,6 +85,8 @@ pub(super) struct Session {
     /// A full scan is due now.
     pub(super) full: bool,
     /// Everything in the dirty directories is read, whatever the index says.
+    /// The newest flush that a full scan covers.
+    flush: u64,
     pub(super) distrust: bool,
     pub(super) dirty: crate::watch::Changes,
 }
@@ -112,16 +115,20 @@ struct Looked<'a> {
     quiet: Option<Duration>,
     store: &'a Store,
     base: Option<Digest>,
+    /// Whoever wrote says that it is done: quiet time is not waited for.
+    done: bool,
 }
 
 impl Gate for Looked<'_> {
     fn unfinished(&self, path: &TreePath, fd: BorrowedFd<'_>, stat: &Stat) -> Option<String> {
         let changed = |ms: u128| Some(format!("it changed {ms} ms ago"));
-        if let Some(quiet) = self.settle.is_busy(path, Instant::now()) {
+        let now = Instant::now();
+        let busy = if self.done { self.settle.is_open(path, now) } else { self.settle.is_busy(path, now) };
+        if let Some(quiet) = busy {
             return changed(quiet.as_millis());
         }
-        let age = now().nanos() - stat.id.ctime.max(stat.mtime).nanos();
-        if self.quiet.is_some_and(|quiet| (0..quiet.as_nanos() as i128).contains(&age)) {
+        let age = crate::disk::now().nanos() - stat.id.ctime.max(stat.mtime).nanos();
+        if !self.done && self.quiet.is_some_and(|quiet| (0..quiet.as_nanos() as i128).contains(&age)) {
             return changed(age.unsigned_abs() / 1_000_000);
         }
         unfinished(fd, path.split().1, stat.size).map(|why| why.to_string())
@@ -173,9 +180,10 @@ impl Engine {
             high,
             approved: None,
             cause: None,
-            rolling: None,
             base,
             kept,
+            ending: None,
+            rolling: None,
         })
     }
 
@@ -236,13 +244,18 @@ impl Engine {
         while !self.stopped() {
             self.keep_nodes();
             match self.inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(Order::Approve(_, reply) | Order::Reset(reply)) => {
+                Ok(Order::Hold(HoldOrder::Fail { id, why }, reply)) => {
+                    self.fail(&id, &why);
+                    let _ = reply.send(Ok(format!("{} stays held: {why}", self.name())));
+                }
+                Ok(Order::HolderEnded(id)) => self.fail(&id, super::hold::DIED),
+                Ok(Order::Approve(_, reply) | Order::Reset(reply) | Order::Hold(_, reply)) => {
                     let what = "the tree cannot be read at present; see `syncagent status`";
                     let _ = reply.send(Err(Error::new(Class::Transient, what)));
                 }
                 Ok(Order::Stop) | Err(_) => return,
                 Ok(Order::Wake) => self.tree.woken.store(false, Ordering::Release),
-                Ok(Order::Suspect(_)) => {}
+                Ok(Order::Suspect(_) | Order::Again) => {}
                 Ok(Order::Job(job)) => drop(job(None)),
             }
         }
@@ -251,6 +264,8 @@ impl Engine {
     /// The tree from being opened until something about it changed that needs opening it again.
     fn session(&mut self) -> Result<()> {
         let mut s = self.open()?;
+        self.restore_hold();
+        self.tell_of_what_is_published()?;
         self.look(&mut s, false)?;
         loop {
             match self.wait(&mut s)? {
@@ -321,6 +336,7 @@ impl Engine {
             full: true,
             distrust: false,
             dirty: crate::watch::Changes::default(),
+            flush: 0,
         })
     }
 
@@ -359,6 +375,12 @@ impl Engine {
                 Ok(Order::Suspect(_)) => {}
                 Ok(Order::Approve(id, reply)) => self.approve(s, id, &reply)?,
                 Ok(Order::Reset(reply)) => self.reset(s, &reply)?,
+                Ok(Order::Hold(order, reply)) => self.hold(s, order, reply)?,
+                Ok(Order::HolderEnded(id)) => self.fail(&id, super::hold::DIED),
+                Ok(Order::Again) => {
+                    s.full = true;
+                    return Ok(Next::Look);
+                }
                 Ok(Order::Job(job)) => job(Some((self, s)))?,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -404,6 +426,8 @@ impl Engine {
     pub(super) fn look(&mut self, s: &mut Session, asked: bool) -> Result<()> {
         self.gather(s);
         s.settle.started();
+        let asked = asked || self.is_publishing_hold();
+        let flush = self.tree.shared().flush.0;
         let begun = Instant::now();
         let dirty = std::mem::take(&mut s.dirty);
         let only = (!std::mem::take(&mut s.full)).then(|| {
@@ -413,6 +437,7 @@ impl Engine {
         });
         if only.is_none() {
             s.next_full = begun + self.tree.role.scan_interval;
+            s.flush = flush;
         }
         let scanned = match self.scan(s, only.as_ref()) {
             Ok(scanned) => scanned,
@@ -434,10 +459,15 @@ impl Engine {
             self.show_pending(s);
             return Ok(());
         }
-        match self.publish(s, &scanned, only.is_none())? {
+        let published = self.publish(s, &scanned, only.is_none())?;
+        self.hold_ended(&scanned, &published);
+        match published {
             Published::Yes | Published::Unchanged => {
                 s.settle.published();
                 let mut shared = self.tree.shared();
+                if scanned.held.is_empty() {
+                    shared.flush.1 = shared.flush.1.max(s.flush);
+                }
                 shared.state = State::Current;
                 shared.plan = None;
                 match scanned.errors.first() {
@@ -479,6 +509,7 @@ impl Engine {
             quiet: s.watcher.degraded().filter(|_| gated == Gated::Fully).map(|_| self.tree.role.settle),
             store: &self.tree.store,
             base: self.base.as_ref().map(|b| b.root.object),
+            done: self.is_publishing_hold(),
         };
         let entering = |dir: &TreePath| s.watcher.watch(dir);
         let spec = Spec {

@@ -5,6 +5,7 @@
 //! locks, so that an answer never waits for a disk or a mirror.
 
 mod engine;
+mod hold;
 mod nodes;
 mod publish;
 mod retain;
@@ -15,23 +16,25 @@ mod trash;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
 use super::history::{self, History, HistoryEntry, Ring};
-use super::role::{NOT_OPEN, Reply, Role, Trouble, have_done};
+use super::orders::{Ordered, Orders, Phase};
+use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done};
 use super::state::TreeState;
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{Dir, boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::lag::Published;
+use crate::lag::{Behind, Published};
 use crate::model::{
-    GenId, Generation, HeldPath, NodeId, NodeStatus, RefusedPlan, RoleName, State, TreeStatus, WatchStatus,
-    escaped,
+    self, GenId, Generation, HeldPath, NodeId, NodeStatus, RefusedPlan, RoleName, State, TreeStatus,
+    WatchStatus, escaped,
 };
 use crate::plan::PlanId;
+use crate::refresh::{Refresher, Setup};
 use crate::scan::Store;
 use nodes::Nodes;
 use retain::Retain;
@@ -41,11 +44,17 @@ enum Order {
     /// Something happened in the tree.
     Wake,
     /// Look at these directories again, and read the files in them.
-    Suspect(Vec<crate::model::TreePath>),
+    Suspect(Vec<model::TreePath>),
     /// Let this plan through.
     Approve(PlanId, Reply),
     /// Begin a new epoch above everything that is known.
     Reset(Reply),
+    /// A deploy job begins, ends, or is overruled.
+    Hold(HoldOrder, Reply),
+    /// The process of the hold with this id ended.
+    HolderEnded(String),
+    /// Look at everything, and publish what may be.
+    Again,
     /// Something else that needs the open tree.
     Job(Job),
     Stop,
@@ -72,8 +81,11 @@ pub(super) struct SourceTree {
     woken: AtomicBool,
     stop: AtomicBool,
     shared: Mutex<Shared>,
+    ordering: Mutex<()>,
     root: Mutex<Option<Arc<Dir>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Tells the local server, where one is told.
+    refresher: OnceLock<Arc<Refresher>>,
 }
 
 /// What the answers are made from.
@@ -95,6 +107,9 @@ struct Shared {
     /// The newest generations.
     recent: Ring,
     lock: Option<String>,
+    orders: Orders,
+    /// Flushes asked for, and those that are done.
+    flush: (u64, u64),
 }
 
 impl SourceTree {
@@ -113,12 +128,13 @@ impl SourceTree {
             .map_err(|e| Error::io(e, format!("cannot resolve {}", escaped(&config.path))))?;
         let state = TreeState::open(state_dir, &path)?;
         let store = Arc::new(Store::open(&state.file("published.db"))?);
-        let (orders, inbox) = channel();
+        let (orders_to, inbox) = channel();
         let now = (boot_ms(), wall_ms());
         let generations = store.generations(publish::KEPT)?;
         let ages = generations.iter().map(|g| (g.id, u64::try_from(now.1 - g.at_ms).unwrap_or(0)));
         let published = Published::new(ages, now.0);
         let nodes = Nodes::restored(&state, now);
+        let orders = Orders::read(&state);
         let history = History::open(&state.file("history.db"));
         let mut recent = Ring::default();
         for g in generations.iter().take(history::RECENT).rev() {
@@ -136,7 +152,7 @@ impl SourceTree {
             retain: Retain::default(),
             head,
             announcer: Mutex::new(Some(announcer)),
-            orders,
+            orders: orders_to,
             woken: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             shared: Mutex::new(Shared {
@@ -153,10 +169,16 @@ impl SourceTree {
                 nodes,
                 recent,
                 lock: None,
+                orders,
+                // above every token of the agent before this one
+                flush: (now.0, 0),
             }),
+            ordering: Mutex::new(()),
             root: Mutex::new(None),
             thread: Mutex::new(None),
+            refresher: OnceLock::new(),
         });
+        tree.start_refresher()?;
         let engine = engine::Engine::new(tree.clone(), inbox, threads)?;
         let name = format!("source {}", tree.config.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || engine.run());
@@ -164,6 +186,29 @@ impl SourceTree {
         *lock(&tree.thread) = Some(thread);
         retain::start(tree.clone())?;
         Ok(tree)
+    }
+
+    fn start_refresher(&self) -> Result<()> {
+        if self.config.refresh.is_empty() {
+            return Ok(());
+        }
+        let refresher = Refresher::start(Setup {
+            tree: self.config.name.clone(),
+            node: self.node.clone(),
+            path: self.config.path.clone(),
+            rules: self.config.refresh.clone(),
+            state: self.state.path().to_owned(),
+            // status asks for it
+            news: Arc::new(|| {}),
+            on_rollback: None,
+        })?;
+        // nobody else sets it
+        let _ = self.refresher.set(refresher);
+        Ok(())
+    }
+
+    fn thread_has_ended(&self) -> bool {
+        lock(&self.thread).as_ref().is_none_or(std::thread::JoinHandle::is_finished)
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -183,6 +228,17 @@ impl SourceTree {
         if let Some(announcer) = &*lock(&self.announcer) {
             announcer.send_replace(Some(Arc::new(generation)));
         }
+    }
+
+    /// Changes what is ordered; written down before it counts.
+    fn order(&self, change: impl FnOnce(&mut Orders) -> Result<()>) -> Result<()> {
+        // one change after the other, and no lock that status needs is held while the disk works
+        let _one = lock(&self.ordering);
+        let mut orders = self.shared().orders.clone();
+        change(&mut orders)?;
+        orders.write(&self.state)?;
+        self.shared().orders = orders;
+        Ok(())
     }
 
     fn root_handle(&self) -> Result<Arc<Dir>> {
@@ -206,17 +262,48 @@ impl Role for SourceTree {
         let head = self.head.borrow().clone();
         let shared = self.shared();
         let behind = |id: Option<GenId>| shared.published.behind(id, now);
-        let state =
-            if self.has_ended() && !self.stop.load(Ordering::Relaxed) { State::Failed } else { shared.state };
+        let wall = wall_ms();
+        let hold = shared.orders.hold.as_ref().filter(|h| h.phase != Phase::Publishing);
+        let state = match shared.state {
+            _ if self.thread_has_ended() && !self.stop.load(Ordering::Relaxed) => State::Failed,
+            State::Failed => State::Failed,
+            _ if shared.orders.paused.is_some() => State::Paused,
+            _ if hold.is_some() => State::Held,
+            state => state,
+        };
+        let failed_hold = hold.and_then(|h| h.show(wall).failed).map(|why| model::Trouble {
+            what: format!(
+                "held, because {why}; nothing is published until a hold succeeds or `syncagent hold {} --release`",
+                self.config.name
+            ),
+            for_ms: 0,
+        });
+        let unpublished = shared.unpublished_since.is_some();
+        let published = head.as_ref().map(|g| g.id);
+        let refresher = self.refresher.get();
+        let complete = match refresher {
+            Some(refresher) => refresher.complete().min(published),
+            None => published,
+        };
+        let late = if complete == published { Behind::default() } else { behind(complete) };
+        let state = match state {
+            State::Current if refresher.is_some_and(|r| r.is_open()) => State::Refreshing,
+            state => state,
+        };
         let own = NodeStatus {
             zone: self.zone.clone(),
             state,
-            generation: head.as_ref().map(|g| g.id),
-            applied: head.as_ref().map(|g| g.id),
-            behind: Some(0),
-            lag_ms: Some(0),
+            generation: complete,
+            applied: published,
+            refreshed: refresher.and_then(|r| r.refreshed()),
+            verified: refresher.filter(|r| r.has_verify()).and_then(|r| r.verified()),
+            refresh: refresher.map(|r| r.status()),
+            behind: Some(late.count),
+            lag_ms: Some(late.oldest.map_or(0, |(_, age)| age)),
             plan: shared.plan.clone(),
-            error: shared.trouble.report(now),
+            error: shared.trouble.report(now).or(failed_hold),
+            paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
+            consistent: head.is_some() && state == State::Current && !unpublished,
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: true,
             ..NodeStatus::new(self.node.clone(), RoleName::Source)
@@ -236,6 +323,7 @@ impl Role for SourceTree {
             held_count: shared.held_count,
             lock: shared.lock.clone(),
             convergence: Some(shared.nodes.convergence(now)),
+            hold: shared.orders.hold.as_ref().map(|h| h.show(wall)),
             recent: shared.recent.list(now),
             nodes,
             ..TreeStatus::new("", "")
@@ -248,6 +336,46 @@ impl Role for SourceTree {
 
     fn reset(&self) -> Result<String> {
         super::role::ask(&self.orders, Order::Reset)
+    }
+
+    fn pause(&self, by: Ordered) -> Result<String> {
+        self.order(|orders| {
+            orders.paused = Some(by);
+            Ok(())
+        })?;
+        Ok(format!("{} is paused: nothing is published until `syncagent resume {0}`", self.config.name))
+    }
+
+    fn resume(&self) -> Result<String> {
+        self.order(|orders| match orders.paused.take() {
+            Some(_) => Ok(()),
+            None => Err(Error::new(Class::Config, format!("{} is not paused", self.config.name))),
+        })?;
+        // an engine that ended needs no waking
+        let _ = self.orders.send(Order::Again);
+        Ok(format!("{} goes on", self.config.name))
+    }
+
+    fn hold(&self, order: HoldOrder) -> Result<String> {
+        super::role::ask(&self.orders, |reply| Order::Hold(order, reply))
+    }
+
+    fn flush(&self) -> u64 {
+        let token = {
+            let mut shared = self.shared();
+            shared.flush.0 += 1;
+            shared.flush.0
+        };
+        let _ = self.orders.send(Order::Again);
+        token
+    }
+
+    fn is_flushed(&self, token: u64) -> bool {
+        self.shared().flush.1 >= token
+    }
+
+    fn refresher(&self) -> Option<Arc<Refresher>> {
+        self.refresher.get().cloned()
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
@@ -278,12 +406,15 @@ impl Role for SourceTree {
     fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         *lock(&self.announcer) = None;
+        if let Some(refresher) = self.refresher.get() {
+            refresher.stop();
+        }
         self.retain.wake();
         let _ = self.orders.send(Order::Stop);
     }
 
     fn has_ended(&self) -> bool {
-        lock(&self.thread).as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+        self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
     }
 }
 

@@ -10,7 +10,8 @@ use super::engine::{Engine, Session};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
 use crate::model::{Cause, Changes, Digest, GenId, Generation, Object, RefusedPlan, State};
-use crate::plan::{Diff, Facts, MaxDelete, Options, PlanId, Refusal, Tally, count, judge};
+use crate::plan::{Diff, Facts, MaxDelete, Moves, Options, PlanId, Refusal, Tally, count, judge};
+use crate::refresh::{Changed, MAX_PATHS};
 use crate::scan::{self, Index, Scanned};
 
 /// Generations that are kept for the history, and those whose directory objects are.
@@ -84,14 +85,21 @@ impl Engine {
             files,
             changes,
             judged: tally.is_some() || high == GenId::default(),
-            cause: match (self.cause.clone().or_else(|| self.rollback_to(scanned)), &approved) {
+            cause: match (
+                self.cause.clone().or_else(|| self.rollback_to(scanned)).or_else(|| self.hold_cause()),
+                &approved,
+            ) {
                 (Some(cause), _) => cause,
                 (None, Some(plan)) => Cause::Approved { plan: plan.clone() },
                 (None, None) => Cause::Change,
             },
             approved,
         };
+        let changed = self.changed(&s.index, base.as_ref(), scanned)?;
         self.announce(s, generation)?;
+        if let (Some(refresher), Some(changed)) = (self.tree.refresher.get(), changed) {
+            refresher.applied(id, changed)?;
+        }
         self.forget_rollback();
         tracing::info!(
             tree = self.name(),
@@ -127,6 +135,44 @@ impl Engine {
         Ok(tally)
     }
 
+    /// The paths that changed, for the local server where one is told.
+    fn changed(
+        &self,
+        index: &Index,
+        base: Option<&Generation>,
+        scanned: &Scanned,
+    ) -> Result<Option<Changed>> {
+        if self.tree.refresher.get().is_none() {
+            return Ok(None);
+        }
+        let Some(base) = base else { return Ok(Some(Changed::Everything)) };
+        let (new, old) = (scan::Indexed(index), scan::Published(&self.tree.store));
+        let diff = Diff {
+            old: &old,
+            old_root: Some(base.root.object),
+            new: &new,
+            new_root: scanned.root.object,
+            options: Options::default(),
+        };
+        let mut paths = Vec::new();
+        diff.walk(&Moves::default(), &mut |step| {
+            if paths.len() <= MAX_PATHS {
+                paths.push(step.path.clone());
+            }
+            Ok(())
+        })?;
+        Ok(Some(if paths.len() > MAX_PATHS { Changed::Everything } else { Changed::Paths(paths) }))
+    }
+
+    /// What was published when the agent ended, and the local server may not have been told of.
+    pub(super) fn tell_of_what_is_published(&self) -> Result<()> {
+        let (Some(refresher), Some(base)) = (self.tree.refresher.get(), &self.base) else { return Ok(()) };
+        if refresher.in_place() != Some(base.id) || refresher.is_unsure() {
+            refresher.applied(base.id, Changed::Everything)?;
+        }
+        Ok(())
+    }
+
     /// Whether a mirror has what this source never made; status says so.
     pub(super) fn is_superseded(&self) -> bool {
         let by = self.tree.shared().superseded.clone();
@@ -142,6 +188,10 @@ impl Engine {
     }
 
     fn is_held(&self) -> bool {
+        if self.is_kept_back() {
+            // status says by whom
+            return true;
+        }
         let Some(path) = &self.tree.role.hold_file else { return false };
         let (parent, name) = path.split();
         let parent = crate::model::TreePath::new(parent).unwrap_or_default();

@@ -4,7 +4,9 @@
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table};
 use serde::Serialize;
 
-use crate::model::{NodeStatus, Percentiles, State, Status, TreeStatus, escape};
+use crate::model::{
+    Mark, NodeStatus, Percentiles, RefreshState, RefreshStatus, State, Status, TreeStatus, escape,
+};
 
 const COLUMNS: [&str; 9] =
     ["NODE", "ROLE", "STATE", "GENERATION", "BEHIND", "LAG", "CONTACT", "DRIFT", "NOTE"];
@@ -55,7 +57,16 @@ fn agent(status: &Status) -> String {
         }
         _ => {}
     }
+    if let Some(drained) = &status.drained {
+        line += &format!("; DRAINED {}", by(drained));
+    }
     line
+}
+
+/// By whom, since when and why something is so.
+fn by(mark: &Mark) -> String {
+    let reason = mark.reason.as_ref().map(|r| format!(": {}", shown(r))).unwrap_or_default();
+    format!("by {}, {} ago{reason}", shown(&mark.who), duration(mark.for_ms))
 }
 
 fn headline(tree: &TreeStatus) -> String {
@@ -88,6 +99,22 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
     let mut say = |indent, line| lines.push((indent, line));
     if let Some(holder) = &tree.lock {
         say(2, format!("! locked by {}", shown(holder)));
+    }
+    if let Some(hold) = &tree.hold {
+        let (who, command, age) = (shown(&hold.who), shown(&hold.command), duration(hold.for_ms));
+        match &hold.failed {
+            None => say(2, format!("! held by {who} for {age}, until this command ends: {command}")),
+            Some(why) => {
+                say(
+                    2,
+                    format!(
+                        "! held since a command of {who} failed, {age} ago: {}; to let it go:",
+                        shown(why)
+                    ),
+                );
+                say(BELOW, format!("syncagent hold {} --release", word(&tree.name)));
+            }
+        }
     }
     for node in &tree.nodes {
         let Some(plan) = &node.plan else { continue };
@@ -187,6 +214,15 @@ fn row(status: &Status, node: &NodeStatus) -> [String; 9] {
 
 fn note(status: &Status, node: &NodeStatus) -> String {
     let mut notes = Vec::new();
+    if let Some(paused) = &node.paused {
+        notes.push(format!("paused {}", by(paused)));
+    }
+    if let Some(drained) = node.drained.as_ref().filter(|_| node.node != status.node) {
+        notes.push(format!("drained {}", by(drained)));
+    }
+    if let Some(refresh) = &node.refresh {
+        notes.extend(refreshing(node, refresh));
+    }
     if let Some(e) = &node.error {
         notes.push(format!("{} (for {})", shown(&e.what), duration(e.for_ms)));
     }
@@ -208,11 +244,33 @@ fn note(status: &Status, node: &NodeStatus) -> String {
     notes.join("; ")
 }
 
+/// What the local server has not taken up yet, and why.
+fn refreshing(node: &NodeStatus, refresh: &RefreshStatus) -> Option<String> {
+    if refresh.state == RefreshState::Idle {
+        return None;
+    }
+    let of = refresh.action.as_ref().map(|a| format!(" {}", shown(a))).unwrap_or_default();
+    let which = node.applied.map(|g| format!(", {g} is in place")).unwrap_or_default();
+    let why = refresh.error.as_ref().map(|e| {
+        let attempts = count(refresh.attempts, "attempt");
+        format!(": {} ({attempts}, for {})", shown(&e.what), duration(e.for_ms))
+    });
+    Some(format!("refresh{of} {}{which}{}", name(&refresh.state), why.unwrap_or_default()))
+}
+
 /// Whether somebody should look.
 fn in_trouble(node: &NodeStatus) -> bool {
     use State::{Disconnected, Drift, Failed, Incomplete, Refused, Superseded};
     let state = matches!(node.state, Refused | Drift | Incomplete | Superseded | Disconnected | Failed);
-    state || node.drift > 0 || node.plan.is_some() || node.error.is_some() || !node.connected
+    let stuck = |r: &RefreshStatus| matches!(r.state, RefreshState::Failing | RefreshState::VerifyFailed);
+    let ordered = node.paused.is_some() || node.drained.is_some();
+    state
+        || ordered
+        || node.refresh.as_ref().is_some_and(stuck)
+        || node.drift > 0
+        || node.plan.is_some()
+        || node.error.is_some()
+        || !node.connected
 }
 
 /// The word that a program reads in the document.

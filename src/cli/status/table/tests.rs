@@ -1,12 +1,20 @@
 //! Frozen text of the frozen document, and what peers may put into it.
 
 use super::*;
-use crate::model::{NodeId, RefusedPlan, Trouble};
+use crate::model::{Hold, Mark, NodeId, RefreshState, RefreshStatus, RefusedPlan, Trouble};
 
 /// The frozen document of schema 1.
 pub(in crate::cli::status) fn sample() -> Status {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/status/schema-1.json");
-    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    let mut status: Status = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    // layout is what the frozen texts are about; what operators ordered has a test of its own
+    for tree in &mut status.trees {
+        tree.hold = None;
+        for node in &mut tree.nodes {
+            (node.paused, node.drained, node.refresh) = (None, None, None);
+        }
+    }
+    status
 }
 
 const WIDE: &str = "\
@@ -118,7 +126,16 @@ fn words_of_peers_reach_neither_the_terminal_nor_the_shell() {
     node.plan = Some(RefusedPlan { id: nasty.into(), reason: nasty.into(), lost: 1 });
     (node.zone, node.version) = (Some(nasty.into()), Some(nasty.into()));
     (status.zone, status.cluster) = (Some(nasty.into()), nasty.into());
+    let mark = Mark { who: nasty.into(), reason: Some(nasty.into()), for_ms: 1 };
+    (node.paused, node.drained) = (Some(mark.clone()), Some(mark.clone()));
+    let trouble = Some(Trouble { what: nasty.into(), for_ms: 0 });
+    let failing = RefreshState::Failing;
+    node.refresh =
+        Some(RefreshStatus { state: failing, action: Some(nasty.into()), attempts: 1, error: trouble });
+    status.drained = Some(mark);
     let tree = &mut status.trees[0];
+    let failed = Some(nasty.into());
+    tree.hold = Some(Hold { who: nasty.into(), command: nasty.into(), for_ms: 1, failed });
     (tree.path, tree.lock, tree.watch.reason) = (nasty.into(), Some(nasty.into()), Some(nasty.into()));
     (tree.held[0].path, tree.held[0].why) = (nasty.into(), nasty.into());
     for width in [None, Some(60)] {
@@ -132,6 +149,43 @@ fn words_of_peers_reach_neither_the_terminal_nor_the_shell() {
     let said = shlex::split(lines[1]).unwrap();
     assert_eq!(said[..3], ["syncagent", "approve", "assets"]);
     assert_eq!(said[3], "\\x1b[2J\\nx\\xe2\\x80\\xae; rm -rf /\\r\\xff");
+}
+
+#[test]
+fn what_operators_ordered_is_said_with_who_and_since_when() {
+    let mut status = sample();
+    let mark = |reason: Option<&str>| Mark {
+        who: "ops (process 7)".into(),
+        reason: reason.map(String::from),
+        for_ms: 60_000,
+    };
+    status.drained = Some(mark(Some("new disk")));
+    let tree = &mut status.trees[0];
+    let hold =
+        Hold { who: "ci (process 9)".into(), command: "./install".into(), for_ms: 5_000, failed: None };
+    tree.hold = Some(hold.clone());
+    tree.nodes[1].paused = Some(mark(None));
+    tree.nodes[1].refresh = Some(RefreshStatus {
+        state: RefreshState::VerifyFailed,
+        action: Some("carbon".into()),
+        attempts: 3,
+        error: Some(Trouble { what: "404".into(), for_ms: 2_000 }),
+    });
+    let text = table(&status, None, None);
+    for said in [
+        "; DRAINED by ops (process 7), 1 min ago: new disk",
+        "! held by ci (process 9) for 5.0 s, until this command ends: ./install",
+        "paused by ops (process 7), 1 min ago; refresh carbon verify-failed",
+        ": 404 (3 attempts, for 2.0 s)",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    status.trees[0].hold = Some(Hold { failed: Some("exit code 3".into()), ..hold });
+    let text = table(&status, None, None);
+    assert!(
+        text.contains("failed, 5.0 s ago: exit code 3; to let it go:\n      syncagent hold assets --release"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,0 +1,145 @@
+//! What operators ordered for a tree, written down: a pause, a hold. They outlive the agent.
+
+use serde::{Deserialize, Serialize};
+
+use super::state::TreeState;
+use crate::error::Result;
+use crate::model::{Hold, Mark};
+
+const FILE: &str = "orders.json";
+
+/// By whom, why and since when something is so. Times of this host's wall clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// The user, as the kernel says, and the process.
+    pub who: String,
+    /// In the operator's words.
+    pub reason: Option<String>,
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+impl Ordered {
+    /// As it is shown at `wall_ms`.
+    pub fn mark(&self, wall_ms: i64) -> Mark {
+        Mark { who: self.who.clone(), reason: self.reason.clone(), for_ms: since(self.at_ms, wall_ms) }
+    }
+}
+
+fn since(at_ms: i64, wall_ms: i64) -> u64 {
+    // a clock that was set back makes no age
+    u64::try_from(wall_ms - at_ms).unwrap_or(0)
+}
+
+/// A deploy job's hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Held {
+    /// Tells it from others.
+    pub(super) id: String,
+    pub(super) who: String,
+    pub(super) command: String,
+    pub(super) at_ms: i64,
+    pub(super) process: Process,
+    pub(super) phase: Phase,
+}
+
+/// A process that cannot be confused with a later one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    /// Clock ticks from the boot to its start.
+    pub(super) started: u64,
+}
+
+/// Where a hold is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// The command runs.
+    Running,
+    /// It succeeded; what it wrote is being published.
+    Publishing,
+    /// It failed or died.
+    Failed(String),
+}
+
+impl Held {
+    pub(super) fn show(&self, wall_ms: i64) -> Hold {
+        Hold {
+            who: self.who.clone(),
+            command: self.command.clone(),
+            for_ms: since(self.at_ms, wall_ms),
+            failed: match &self.phase {
+                Phase::Failed(why) => Some(why.clone()),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// All of a tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Orders {
+    pub(super) paused: Option<Ordered>,
+    pub(super) hold: Option<Held>,
+    /// The last hold that ended well, and what came of it: who asks again after a restart is told.
+    pub(super) ended: Option<(String, String)>,
+}
+
+impl Orders {
+    pub(super) fn read(state: &TreeState) -> Self {
+        if let Some(orders) = state.read(FILE) {
+            return orders;
+        }
+        let mut orders = Self::default();
+        if state.file(FILE).exists() {
+            // a hold may be in it: better held too long than published half
+            orders.hold = Some(Held {
+                id: "damaged".into(),
+                who: "unknown".into(),
+                command: "unknown".into(),
+                at_ms: crate::disk::wall_ms(),
+                process: Process { pid: 0, started: 0 },
+                phase: Phase::Failed(format!("the record of holds and pauses ({FILE}) cannot be read")),
+            });
+        }
+        orders
+    }
+
+    pub(super) fn write(&self, state: &TreeState) -> Result<()> {
+        state.write(FILE, self)
+    }
+}
+
+impl Process {
+    /// The process `pid`, as long as it is there.
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // the name before it may hold anything; field 22 counts from the pid
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        // a zombie has ended; only its parent has not heard yet
+        fields.next().filter(|state| !["Z", "X"].contains(state))?;
+        Some(Self { pid, started: fields.nth(18)?.parse().ok()? })
+    }
+
+    /// Whether it has not ended.
+    pub(super) fn is_there(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_start_and_not_by_its_number_alone() {
+        let own = Process::of(std::process::id() as i32).unwrap();
+        assert!(own.is_there());
+        assert!(!Process { started: own.started + 1, ..own }.is_there());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let other = Process::of(child.id() as i32);
+        child.wait().unwrap();
+        assert!(other.is_none_or(|p| !p.is_there()));
+    }
+}

@@ -1,0 +1,279 @@
+//! Waiting until nodes are consistent, and saying who is not, and why.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Agent, lock};
+use crate::config::{Allow, Role as RoleConfig};
+use crate::error::{Class, Error, Result};
+use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, TreeStatus};
+
+/// The state in memory is looked at so often.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What is waited for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// The tree.
+    pub tree: String,
+    /// This generation or a newer one; `None`: all that was written until now.
+    pub generation: Option<GenId>,
+    /// Of `generation: None`: what an earlier answer gave, so that "now" stays the same moment.
+    pub token: Option<u64>,
+    /// On whom.
+    pub scope: Scope,
+    /// Milliseconds until the answer comes, whatever it is.
+    pub wait_ms: u64,
+}
+
+/// Whom to wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// On a source: all. On a mirror: this node.
+    #[default]
+    Default,
+    /// Every node that may read the tree, or ever did.
+    All,
+    /// Those in a zone.
+    Zone(String),
+    /// One.
+    Node(NodeId),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waited {
+    /// The generation that is waited for, once it is known.
+    pub generation: Option<GenId>,
+    /// To be given in the next question.
+    pub token: Option<u64>,
+    /// Nodes that have it.
+    pub consistent: Vec<NodeId>,
+    /// Nodes that do not, and why.
+    pub missing: Vec<(NodeId, String)>,
+}
+
+impl Agent {
+    /// Waits, at most as long as asked for, until all nodes in question are consistent.
+    ///
+    /// # Errors
+    /// There is no such tree, zone or node, or this node does not know of the others.
+    pub async fn wait(&self, wait: Wait) -> Result<Waited> {
+        let role = self.role(&wait.tree)?;
+        let (expected, is_source) = self.expected(&wait.tree);
+        if !is_source && matches!(wait.scope, Scope::All | Scope::Zone(_)) {
+            let what = "only the source of a tree knows of all nodes; ask there";
+            return Err(Error::new(Class::Config, what));
+        }
+        let end = Instant::now() + Duration::from_millis(wait.wait_ms.min(60_000));
+        let token = wait.generation.is_none().then(|| wait.token.unwrap_or_else(|| role.flush()));
+        let mut target = wait.generation;
+        loop {
+            let flushed = token.is_none_or(|token| role.is_flushed(token));
+            let status = role.status();
+            if target.is_none() && flushed {
+                target = status.head;
+            }
+            let mut waited = judge(&status, &expected, &wait.scope, target)?;
+            waited.token = token;
+            if target.is_none() {
+                waited.missing.insert(0, (lock(&self.config).node.id.clone(), unpublished(&status)));
+            }
+            if waited.missing.is_empty() || Instant::now() >= end {
+                return Ok(waited);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The nodes that may read a tree, where they are named, and whether this node is its source.
+    fn expected(&self, tree: &str) -> (BTreeSet<NodeId>, bool) {
+        let trees = lock(&self.trees);
+        match trees.get(tree).map(|t| &t.config.role) {
+            Some(RoleConfig::Source(role)) => match &role.allow {
+                Allow::Nodes(nodes) => (nodes.clone(), true),
+                Allow::Any => (BTreeSet::new(), true),
+            },
+            _ => (BTreeSet::new(), false),
+        }
+    }
+}
+
+/// Why what was written is not a generation yet.
+fn unpublished(status: &TreeStatus) -> String {
+    let own = status.nodes.first();
+    if own.is_some_and(|n| n.role == RoleName::Mirror) {
+        return "the source has not answered yet".into();
+    }
+    let why = match own.map(|n| (n.state, n)) {
+        Some((_, n)) if n.paused.is_some() => {
+            format!("paused by {}", n.paused.as_ref().map_or("", |p| p.who.as_str()))
+        }
+        _ if status.hold.is_some() => {
+            let hold = status.hold.as_ref();
+            let failed = hold.and_then(|h| h.failed.as_ref()).map(|f| format!(", which failed: {f}"));
+            format!("held for {}{}", hold.map_or("", |h| h.command.as_str()), failed.unwrap_or_default())
+        }
+        Some((State::Refused, n)) => n.plan.as_ref().map_or("refused".into(), |p| p.reason.clone()),
+        Some((_, n)) if n.error.is_some() => n.error.as_ref().map_or("", |e| e.what.as_str()).to_owned(),
+        _ => match status.held.first() {
+            Some(held) => format!("{} is not finished ({})", held.path, held.why),
+            None => "it settles".into(),
+        },
+    };
+    format!("not all that was written is published: {why}")
+}
+
+/// Who has `target`, and who has not.
+fn judge(
+    status: &TreeStatus,
+    expected: &BTreeSet<NodeId>,
+    scope: &Scope,
+    target: Option<GenId>,
+) -> Result<Waited> {
+    let mut waited = Waited { generation: target, ..Waited::default() };
+    let in_scope = |id: &NodeId, zone: Option<&str>| match scope {
+        Scope::Default | Scope::All => true,
+        Scope::Zone(name) => zone == Some(name),
+        Scope::Node(node) => node == id,
+    };
+    for node in status.nodes.iter().filter(|n| in_scope(&n.node, n.zone.as_deref())) {
+        match target.and_then(|target| lacks(node, target)) {
+            Some(why) => waited.missing.push((node.node.clone(), why)),
+            None => waited.consistent.push(node.node.clone()),
+        }
+    }
+    let unknown = expected.iter().filter(|id| !status.nodes.iter().any(|n| n.node == **id));
+    // nobody knows where one stands that was never heard
+    for id in unknown.filter(|id| in_scope(id, None)) {
+        let why = "it was never heard of; is its agent installed, or does it belong in `allow` at all?";
+        waited.missing.push((id.clone(), why.into()));
+    }
+    if waited.missing.is_empty() && waited.consistent.is_empty() {
+        let what = match scope {
+            Scope::Zone(zone) => format!("no node of this tree is in the zone `{zone}`"),
+            Scope::Node(node) => format!("this agent knows of no node `{node}` with this tree"),
+            _ => "no node has this tree".into(),
+        };
+        return Err(Error::new(Class::Config, what));
+    }
+    Ok(waited)
+}
+
+/// Why a node does not count as having `target`.
+fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
+    let has = node.generation.is_some_and(|g| g >= target);
+    // while a newer one comes into place the older one still counts as reached
+    let moves_on = node.applied > node.generation;
+    // what a source without a server has published it has
+    let is_source = node.role == RoleName::Source && node.refresh.is_none();
+    if has && node.connected && node.drift == 0 && (node.consistent || moves_on || is_source) {
+        return None;
+    }
+    let which = node.generation.map_or("nothing".into(), |g| format!("generation {g}"));
+    let seconds = |ms: Option<u64>| ms.map_or("an unknown time".into(), |ms| format!("{} s", ms / 1000));
+    let refresh = node.refresh.as_ref();
+    let failing = |r: &&crate::model::RefreshStatus| {
+        matches!(r.state, RefreshState::Failing | RefreshState::VerifyFailed) && r.error.is_some()
+    };
+    Some(if !node.connected {
+        format!("not heard for {}; it last confirmed {which}", seconds(node.contact_age_ms))
+    } else if let Some(paused) = &node.paused {
+        format!("paused by {} for {} s; has {which}", paused.who, paused.for_ms / 1000)
+    } else if let Some(plan) = &node.plan {
+        format!("refused: {} (syncagent approve, plan {}); has {which}", plan.reason, plan.id)
+    } else if let Some(error) = refresh.filter(failing).and_then(|r| r.error.as_ref()) {
+        format!("its server has not taken it up: {}", error.what)
+    } else if let Some(error) = &node.error {
+        format!("{}; has {which}", error.what)
+    } else if node.drift > 0 {
+        format!("{} paths were edited there", node.drift)
+    } else if node.applied >= Some(target) {
+        "in place, and its server has not taken it up yet".into()
+    } else {
+        let state = serde_json::to_value(node.state).ok();
+        let state = state.as_ref().and_then(|s| s.as_str()).unwrap_or("unknown").to_owned();
+        format!("has {which} ({state}), {} behind", node.behind.unwrap_or(0))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u64) -> GenId {
+        GenId { epoch: 1, number: n }
+    }
+
+    fn node(name: &str, generation: u64) -> NodeStatus {
+        NodeStatus {
+            generation: Some(id(generation)),
+            applied: Some(id(generation)),
+            connected: true,
+            consistent: true,
+            zone: Some(if name < "b" { "x" } else { "y" }.into()),
+            ..NodeStatus::new(NodeId::new(name).unwrap(), RoleName::Mirror)
+        }
+    }
+
+    fn tree(nodes: Vec<NodeStatus>) -> TreeStatus {
+        TreeStatus { nodes, ..TreeStatus::new("t", "/t") }
+    }
+
+    fn missing(status: &TreeStatus, scope: Scope) -> Vec<String> {
+        let expected = ["a", "b"].map(|n| NodeId::new(n).unwrap()).into();
+        let waited = judge(status, &expected, &scope, Some(id(5))).unwrap();
+        waited.missing.iter().map(|(n, why)| format!("{n}: {why}")).collect()
+    }
+
+    #[test]
+    fn who_may_read_and_was_never_heard_is_missing() {
+        let status = tree(vec![node("a", 5)]);
+        assert!(missing(&status, Scope::All)[0].starts_with("b: it was never heard"));
+        assert_eq!(missing(&status, Scope::Zone("x".into())), [""; 0]);
+        assert_eq!(missing(&status, Scope::Node(NodeId::new("a").unwrap())), [""; 0]);
+    }
+
+    #[test]
+    fn each_reason_is_said() {
+        type Change = fn(&mut NodeStatus);
+        let whys: [(&str, Change); 6] = [
+            ("b: has generation 1.4 (starting), 1 behind", |n| {
+                (n.generation, n.applied, n.behind) = (Some(id(4)), Some(id(4)), Some(1));
+            }),
+            ("b: not heard for 7 s; it last confirmed generation 1.5", |n| {
+                (n.connected, n.contact_age_ms) = (false, Some(7_900));
+            }),
+            ("b: 2 paths were edited there", |n| (n.drift, n.consistent) = (2, false)),
+            ("b: in place, and its server has not taken it up yet", |n| {
+                (n.generation, n.consistent) = (Some(id(4)), false);
+            }),
+            ("b: no space; has generation 1.4", |n| {
+                n.generation = Some(id(4));
+                n.error = Some(crate::model::Trouble { what: "no space".into(), for_ms: 1 });
+            }),
+            ("b: in place, and its server has not taken it up yet", |n| n.consistent = false),
+        ];
+        for (why, change) in whys {
+            let mut b = node("b", 5);
+            change(&mut b);
+            assert_eq!(missing(&tree(vec![node("a", 5), b]), Scope::All), [why]);
+        }
+    }
+
+    #[test]
+    fn a_node_that_goes_on_to_a_newer_generation_has_this_one() {
+        let mut b = node("b", 5);
+        (b.applied, b.consistent) = (Some(id(6)), false);
+        assert_eq!(missing(&tree(vec![node("a", 7), b]), Scope::All), [""; 0]);
+    }
+
+    #[test]
+    fn nobody_at_all_is_an_error() {
+        let none = judge(&tree(vec![]), &BTreeSet::new(), &Scope::Zone("z".into()), Some(id(1)));
+        assert_eq!(none.unwrap_err().class, Class::Config);
+    }
+}

@@ -1,0 +1,169 @@
+//! `syncagent hold TREE -- COMMAND`: a deploy job between "not yet" and "now, all of it".
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::options::HoldArgs;
+use crate::disk::{boot_ms, wall_ms};
+use crate::error::{Class, Error, Result};
+use crate::serve::{HoldAsked, HoldEnd, tell};
+
+/// Our own failures, as env(1) and its like exit.
+const OWN: u8 = 125;
+const CANNOT_RUN: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// An agent that restarts meanwhile is asked again for so long.
+const PATIENCE: Duration = Duration::from_secs(300);
+const START: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// Runs it; gives the exit code.
+pub(super) fn run(args: &HoldArgs) -> u8 {
+    match held(args) {
+        Ok(code) => code,
+        Err(e) => {
+            complain(&e.to_string());
+            OWN
+        }
+    }
+}
+
+fn complain(what: &str) {
+    // who cannot even be told is not told
+    let _ = writeln!(std::io::stderr(), "syncagent: hold: {what}");
+}
+
+/// One hold, as the agent knows it.
+struct Hold<'a> {
+    socket: &'a Path,
+    tree: &'a str,
+    id: String,
+}
+
+impl Hold<'_> {
+    fn ask(&self, command: Option<String>, end: Option<HoldEnd>) -> Result<String> {
+        let asked = HoldAsked { tree: self.tree.to_owned(), id: self.id.clone(), command, end };
+        let answer = tell(self.socket, "/1/hold", &asked)?;
+        let answer: serde_json::Value = serde_json::from_slice(&answer)
+            .map_err(|e| Error::integrity(format!("the agent's answer: {e}")))?;
+        Ok(answer["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// An agent that is just starting is asked again for a while.
+    fn begin(&self, command: &str) -> Result<String> {
+        let until = Instant::now() + START;
+        loop {
+            match self.ask(Some(command.to_owned()), None) {
+                Err(e) if e.class == Class::Transient && Instant::now() < until => std::thread::sleep(AGAIN),
+                done => return done,
+            }
+        }
+    }
+
+    /// Until the agent has heard it.
+    fn end(&self, end: impl Fn() -> HoldEnd) -> Result<String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.ask(None, Some(end())) {
+                Err(e) if e.class == Class::Transient && Instant::now() < until => std::thread::sleep(AGAIN),
+                done => return done,
+            }
+        }
+    }
+}
+
+fn held(args: &HoldArgs) -> Result<u8> {
+    let socket = args.agent.socket()?;
+    let seed = format!("{} {} {}", std::process::id(), boot_ms(), wall_ms());
+    let id = blake3::hash(seed.as_bytes()).to_hex()[..16].to_owned();
+    let hold = Hold { socket: &socket, tree: &args.tree, id };
+    if args.release {
+        complain(&hold.ask(None, Some(HoldEnd::Release))?);
+        return Ok(0);
+    }
+    let [program, rest @ ..] = args.command.as_slice() else {
+        return Err(Error::new(Class::Config, "say what to run, after --"));
+    };
+    let child = Arc::new(Mutex::new(None));
+    forward_signals(&child)?;
+    hold.begin(&shown(&args.command))?;
+    let spawned = Command::new(program).args(rest).spawn();
+    let status = match spawned {
+        Ok(running) => wait(&child, running)?,
+        Err(e) => {
+            // nothing was written
+            complain(&format!("cannot run {}: {e}", program.to_string_lossy()));
+            let missing = e.kind() == std::io::ErrorKind::NotFound;
+            return hold.end(|| HoldEnd::Publish).map(|_| if missing { NOT_FOUND } else { CANNOT_RUN });
+        }
+    };
+    if status.success() {
+        complain(&hold.end(|| HoldEnd::Publish)?);
+        return Ok(0);
+    }
+    let how = match status.signal() {
+        Some(signal) => format!("{} was ended by signal {signal}", program.to_string_lossy()),
+        None => format!("{} ended with exit code {}", program.to_string_lossy(), status.code().unwrap_or(-1)),
+    };
+    match hold.end(|| HoldEnd::Fail(how.clone())) {
+        Ok(_) => complain(&format!(
+            "{how}; {} stays held until the next hold that succeeds, or `syncagent hold {0} --release`",
+            args.tree
+        )),
+        // its agent finds out by itself that we are gone
+        Err(e) => complain(&e.to_string()),
+    }
+    let code = status.signal().map_or(status.code().unwrap_or(1), |signal| 128 + signal);
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
+/// The command as a person would recognise it, not too long.
+fn shown(command: &[impl AsRef<OsStr>]) -> String {
+    let words: Vec<String> = command.iter().map(|w| w.as_ref().to_string_lossy().into_owned()).collect();
+    let words = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "));
+    let short: String = words.chars().take(200).collect();
+    crate::model::escaped(Path::new(&short))
+}
+
+/// Waits for the command, to which signals are handed on meanwhile.
+fn wait(child: &Mutex<Option<Pid>>, mut running: Child) -> Result<ExitStatus> {
+    let set = |pid| *child.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    set(Some(Pid::from_child(&running)));
+    // its number may be another process's once it was waited for
+    let own = WaitId::Pid(Pid::from_child(&running));
+    let ended =
+        rustix::io::retry_on_intr(|| waitid(own.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT));
+    set(None);
+    ended.map_err(|e| Error::io(std::io::Error::from(e), "cannot wait for the command"))?;
+    running.wait().map_err(|e| Error::io(e, "cannot wait for the command"))
+}
+
+/// We live until the command ends: SIGTERM and SIGHUP are for it. The terminal sends it SIGINT itself.
+fn forward_signals(child: &Arc<Mutex<Option<Pid>>>) -> Result<()> {
+    let cannot = |e| Error::io(e, "cannot handle signals");
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(cannot)?;
+    let child = child.clone();
+    let forward = move || {
+        for signal in signals.forever() {
+            let pid = child.lock().unwrap_or_else(PoisonError::into_inner);
+            let signal = match signal {
+                SIGTERM => Signal::TERM,
+                SIGHUP => Signal::HUP,
+                _ => continue,
+            };
+            if let Some(pid) = *pid {
+                // it may just have ended
+                let _ = kill_process(pid, signal);
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(forward).map(drop).map_err(cannot)
+}

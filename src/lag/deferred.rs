@@ -1,0 +1,97 @@
+//! Time that is nobody's lag: while a node is paused, refused or cannot hear its source, what is published is
+//! deferred, not late. Pure.
+
+use std::collections::VecDeque;
+
+/// Spans remembered; what lies before the oldest of them counts as lag.
+const MOST: usize = 1_000;
+
+/// When a node was deferred, in milliseconds of its own CLOCK_BOOTTIME.
+#[derive(Clone, Debug, Default)]
+pub struct Deferred {
+    since: Option<u64>,
+    /// In order, not overlapping.
+    spans: VecDeque<(u64, u64)>,
+}
+
+impl Deferred {
+    /// From `now_ms` on the node is deferred, or is not.
+    pub fn set(&mut self, deferred: bool, now_ms: u64) {
+        match (self.since, deferred) {
+            (None, true) => self.since = Some(now_ms),
+            (Some(since), false) => {
+                self.since = None;
+                if now_ms > since {
+                    if self.spans.len() >= MOST {
+                        self.spans.pop_front();
+                    }
+                    self.spans.push_back((since, now_ms));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// It was deferred before anybody looked: since `at_ms`, at most `now_ms`.
+    pub fn began(&mut self, at_ms: u64, now_ms: u64) {
+        self.set(true, now_ms);
+        let last = self.spans.back().map_or(0, |(_, end)| *end);
+        self.since = self.since.map(|since| since.min(at_ms.max(last)));
+    }
+
+    /// Of an age of `age_ms` at `now_ms`, the milliseconds in which the node was not deferred.
+    pub fn counted(&self, age_ms: u64, now_ms: u64) -> u64 {
+        // an age may reach back before the boot
+        let from = now_ms.saturating_sub(age_ms);
+        let open = self.since.map(|since| (since, now_ms));
+        let overlap = |(a, b): (u64, u64)| b.min(now_ms).saturating_sub(a.max(from));
+        let not: u64 = self.spans.iter().copied().chain(open).map(overlap).sum();
+        age_ms.saturating_sub(not)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_published_during_a_pause_has_no_age_until_it_ends() {
+        let mut d = Deferred::default();
+        d.set(true, 100);
+        assert_eq!(d.counted(50, 1_000), 0);
+        d.set(false, 1_000);
+        assert_eq!(d.counted(500, 1_010), 10);
+        assert_eq!(d.counted(1_000, 1_010), 100, "90 before it and 10 after it");
+    }
+
+    #[test]
+    fn a_pause_from_before_the_start_counts_from_when_it_began() {
+        let mut d = Deferred::default();
+        d.began(40, 100);
+        assert_eq!(d.counted(60, 100), 0);
+        d.set(false, 110);
+        assert_eq!(d.counted(90, 120), 20, "10 before it and 10 after it");
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_counting_each_millisecond(
+            flips in proptest::collection::vec(0..200u64, 0..12), age in 0..300u64, rest in 0..50u64,
+        ) {
+            let mut at: Vec<u64> = flips;
+            at.sort_unstable();
+            let mut d = Deferred::default();
+            let mut on = vec![false; 1000];
+            for (i, t) in at.iter().enumerate() {
+                d.set(i % 2 == 0, *t);
+                on[*t as usize..].fill(i % 2 == 0);
+            }
+            let now = at.last().copied().unwrap_or(0) + rest;
+            let before = age.saturating_sub(now);
+            let within = (now.saturating_sub(age)..now).filter(|t| !on[*t as usize]).count() as u64;
+            prop_assert_eq!(d.counted(age, now), before + within);
+        }
+    }
+}

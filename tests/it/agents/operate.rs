@@ -1,0 +1,267 @@
+//! What operators and deploy jobs order: pause, drain, hold, wait.
+
+use std::process::{Child, Command, Stdio};
+
+use super::cluster::{Agent, Cluster, run, until};
+use crate::support::{Ran, program};
+
+fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent) {
+    let c = Cluster::new(&["a", "b"]);
+    c.source("a", source);
+    c.scratch.write("a/tree/x", "1");
+    c.mirror("b", "a", mirror);
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    (c, a, b)
+}
+
+fn hold(agent: &Agent, script: &str) -> Ran {
+    run(&["hold", "t", "--socket", agent.socket.to_str().unwrap(), "--", "sh", "-c", script])
+}
+
+/// Starts a hold whose command waits for the file `go`.
+fn hold_until(c: &Cluster, agent: &Agent, then: &str) -> Child {
+    let go = c.path().join("go");
+    let tree = c.tree("a");
+    let script = format!(
+        "echo half > {t}/half; while ! [ -e {go} ]; do sleep 0.01; done; {then}",
+        t = tree.display(),
+        go = go.display()
+    );
+    let child = Command::new(program())
+        .args(["hold", "t", "--socket", agent.socket.to_str().unwrap(), "--", "sh", "-c", &script])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the hold", || agent.tree()["hold"].is_object() && tree.join("half").exists());
+    child
+}
+
+fn number(agent: &Agent) -> u64 {
+    agent.tree()["head"]["number"].as_u64().unwrap()
+}
+
+/// Whatever was written is published, or would be: a scan of everything has passed.
+fn flush(agent: &Agent) -> Ran {
+    agent.order(&["wait", "t", "--timeout", "1s"])
+}
+
+#[test]
+fn what_a_command_writes_is_one_generation_when_it_succeeds() {
+    let (c, a, b) = pair("settle = \"0s\"\n", "");
+    let before = number(&a);
+    let t = c.tree("a").display().to_string();
+    let script = format!("for i in 1 2 3 4 5 6; do echo $i > {t}/f$i; sleep 0.1; done");
+    let ran = hold(&a, &script).code(0);
+    assert!(ran.err.contains("published as generation"), "{ran:?}");
+    assert_eq!(number(&a), before + 1);
+    until("the files", || c.tree("b").join("f6").exists());
+    c.assert_converges(&a, &b, ("a", "b"));
+    assert_eq!(a.tree()["hold"], serde_json::Value::Null);
+}
+
+#[test]
+fn while_a_command_runs_nothing_is_published_and_status_says_who_holds_it() {
+    let (c, a, b) = pair("settle = \"0s\"\n", "");
+    let before = number(&a);
+    let mut job = hold_until(&c, &a, "true");
+    let ran = flush(&a).code(7);
+    assert!(ran.out.contains("held for sh -c"), "{ran:?}");
+    assert_eq!((number(&a), a.own()["state"].clone()), (before, "held".into()));
+    assert!(a.tree()["hold"]["who"].as_str().unwrap().contains("process"), "{}", a.tree());
+    let second = hold(&a, "true");
+    assert_eq!(second.code, 125);
+    assert!(second.err.contains("is held already"), "{second:?}");
+    c.scratch.write("go", "");
+    assert_eq!(job.wait().unwrap().code(), Some(0));
+    assert_eq!(number(&a), before + 1);
+    until("the file", || c.tree("b").join("half").exists());
+    c.assert_converges(&a, &b, ("a", "b"));
+}
+
+#[test]
+fn a_command_that_fails_leaves_the_tree_held_until_the_next_that_succeeds() {
+    let (c, a, b) = pair("settle = \"0s\"\n", "");
+    let before = number(&a);
+    let t = c.tree("a").display().to_string();
+    let ran = hold(&a, &format!("echo half > {t}/half; exit 42"));
+    assert_eq!(ran.code, 42, "{ran:?}");
+    assert!(ran.err.contains("stays held"), "{ran:?}");
+    flush(&a).code(7);
+    assert_eq!(number(&a), before);
+    let failed = a.tree()["hold"]["failed"].as_str().unwrap().to_owned();
+    assert!(failed.contains("exit code 42"), "{failed}");
+    assert!(a.own()["error"]["what"].as_str().unwrap().contains("--release"), "{}", a.own());
+    // it stays so over a restart
+    a.stop();
+    let a = c.start("a");
+    flush(&a).code(7);
+    assert_eq!(number(&a), before);
+    hold(&a, &format!("echo whole > {t}/half")).code(0);
+    until("the file", || c.tree("b").join("half").exists());
+    assert_eq!(c.scratch.read("b/tree/half"), b"whole\n");
+    c.assert_converges(&a, &b, ("a", "b"));
+}
+
+#[test]
+fn a_hold_whose_process_is_killed_has_failed_and_a_release_ends_it() {
+    let (c, a, _b) = pair("settle = \"0s\"\n", "");
+    let before = number(&a);
+    let mut job = hold_until(&c, &a, "true");
+    job.kill().unwrap();
+    job.wait().unwrap();
+    until("the failure", || a.tree()["hold"]["failed"].is_string());
+    flush(&a).code(7);
+    assert_eq!(number(&a), before);
+    let ran = a.order(&["hold", "t", "--release"]).code(0);
+    assert!(ran.err.contains("released"), "{ran:?}");
+    until("the publication", || number(&a) == before + 1);
+    // ends the script
+    c.scratch.write("go", "");
+    let again = a.order(&["hold", "t", "--release"]);
+    assert_eq!(again.code, 125, "{again:?}");
+}
+
+#[test]
+fn a_hold_outlives_a_restart_of_the_agent() {
+    let (c, a, b) = pair("settle = \"0s\"\n", "");
+    let before = number(&a);
+    let mut job = hold_until(&c, &a, &format!("echo all > {}/half", c.tree("a").display()));
+    a.kill();
+    let a = c.start("a");
+    flush(&a).code(7);
+    assert_eq!((number(&a), a.tree()["hold"]["failed"].clone()), (before, serde_json::Value::Null));
+    c.scratch.write("go", "");
+    assert_eq!(job.wait().unwrap().code(), Some(0));
+    assert_eq!(number(&a), before + 1);
+    until("the file", || c.tree("b").join("half").exists());
+    assert_eq!(c.scratch.read("b/tree/half"), b"all\n");
+    c.assert_converges(&a, &b, ("a", "b"));
+}
+
+#[test]
+fn a_hold_that_would_delete_too_much_says_how_to_approve_it() {
+    let (c, a, _b) = pair("settle = \"0s\"\n", "");
+    for i in 0..40 {
+        c.scratch.write(format!("a/tree/f{i}"), "x");
+    }
+    flush(&a).code(0);
+    let ran = hold(&a, &format!("rm {}/f*", c.tree("a").display()));
+    assert_eq!(ran.code, 125, "{ran:?}");
+    assert!(ran.err.contains("syncagent approve t "), "{ran:?}");
+    assert_eq!(a.own()["state"], "refused");
+    let plan = a.own()["plan"]["id"].as_str().unwrap().to_owned();
+    a.order(&["approve", "t", &plan]).code(0);
+    flush(&a).code(0);
+}
+
+#[test]
+fn a_command_that_cannot_be_run_holds_nothing() {
+    let (_c, a, _b) = pair("", "");
+    let ran = run(&["hold", "t", "--socket", a.socket.to_str().unwrap(), "--", "/no/such/program"]);
+    assert_eq!(ran.code, 127, "{ran:?}");
+    assert_eq!(a.tree()["hold"], serde_json::Value::Null);
+    let ran = run(&["hold", "t", "--socket", "/no/such/socket", "--", "true"]);
+    assert_eq!(ran.code, 125, "{ran:?}");
+}
+
+#[test]
+fn a_mirror_holds_nothing() {
+    let (_c, _a, b) = pair("", "");
+    let ran = hold(&b, "true");
+    assert_eq!(ran.code, 125);
+    assert!(ran.err.contains("belongs on its source"), "{ran:?}");
+}
+
+#[test]
+fn a_paused_source_publishes_nothing_and_a_paused_mirror_applies_nothing_also_after_a_restart() {
+    let (c, a, b) = pair("", "");
+    let before = number(&a);
+    a.order(&["pause", "t", "--reason", "month's end"]).code(0);
+    c.scratch.write("a/tree/x", "2");
+    let ran = flush(&a).code(7);
+    assert!(ran.out.contains("paused by"), "{ran:?}");
+    a.stop();
+    let a = c.start("a");
+    flush(&a).code(7);
+    assert_eq!((number(&a), a.own()["state"].clone()), (before, "paused".into()));
+    assert_eq!(a.own()["paused"]["reason"], "month's end");
+    let ran = b.order(&["pause", "t"]).code(0);
+    assert!(ran.out.contains("on this node"), "{ran:?}");
+    a.order(&["resume", "t"]).code(0);
+    until("the publication", || number(&a) == before + 1);
+    until("that the source knows", || a.row("b")["paused"].is_object());
+    let ran = flush(&a).code(7);
+    assert!(ran.out.contains("b: paused by"), "{ran:?}");
+    b.stop();
+    let b = c.start("b");
+    until("the news", || b.tree()["head"]["number"].as_u64() == Some(before + 1));
+    assert_eq!(b.own()["state"], "paused");
+    // a pause is no lag
+    assert_eq!(b.own()["lag_ms"], 0);
+    assert_eq!(c.scratch.read("b/tree/x"), b"1");
+    b.order(&["resume", "t"]).code(0);
+    until("the change", || c.scratch.read("b/tree/x") == b"2");
+    c.assert_converges(&a, &b, ("a", "b"));
+    assert_eq!(b.order(&["resume", "t"]).code, 2);
+}
+
+#[test]
+fn a_drained_node_says_so_everywhere_also_after_a_restart() {
+    let (c, a, b) = pair("", "");
+    b.order(&["drain", "--reason", "new disk"]).code(0);
+    assert_eq!(b.try_status().unwrap()["drained"]["reason"], "new disk");
+    until("that the source knows", || a.row("b")["drained"]["reason"] == "new disk");
+    b.stop();
+    let b = c.start("b");
+    assert_eq!(b.own()["drained"]["reason"], "new disk");
+    // files go on
+    c.scratch.write("a/tree/x", "2");
+    until("the change", || c.scratch.read("b/tree/x") == b"2");
+    b.order(&["undrain"]).code(0);
+    assert_eq!(b.try_status().unwrap()["drained"], serde_json::Value::Null);
+    until("that the source knows", || a.row("b")["drained"].is_null());
+    assert_eq!(b.order(&["undrain"]).code, 2);
+}
+
+#[test]
+fn wait_ends_when_all_that_was_written_before_it_is_everywhere() {
+    let (c, a, b) = pair("", "");
+    for i in 0..20u32 {
+        c.scratch.write("a/tree/x", i.to_string());
+        a.order(&["wait", "t", "--all"]).code(0);
+        assert_eq!(c.scratch.read("b/tree/x"), i.to_string().as_bytes());
+    }
+    let json = a.order(&["wait", "t", "--json"]).code(0).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["consistent"], &json["nodes"]), (&true.into(), &serde_json::json!(["a", "b"])));
+    b.order(&["wait", "t"]).code(0);
+    assert_eq!(b.order(&["wait", "t", "--all"]).code, 2);
+    assert_eq!(a.order(&["wait", "t", "--node", "zz"]).code, 2);
+    assert_eq!(a.order(&["wait", "t", "--generation", "soon"]).code, 2);
+    let future = format!("1.{}", number(&a) + 1);
+    let ran = a.order(&["wait", "t", "--generation", &future, "--timeout", "300ms"]).code(7);
+    assert!(ran.out.contains("b: has generation"), "{ran:?}");
+}
+
+#[test]
+fn wait_names_the_node_that_is_cut_off_and_a_file_that_is_not_finished() {
+    let (c, a, b) = pair("", "");
+    a.stop();
+    c.edit("a", "allow = [\"*\"]", "allow = [\"b\", \"c\"]");
+    let a = c.start("a");
+    let ran = a.order(&["wait", "t", "--timeout", "300ms"]).code(7);
+    assert!(ran.out.contains("c: it was never heard of"), "{ran:?}");
+    a.order(&["wait", "t", "--node", "b"]).code(0);
+    b.kill();
+    c.scratch.write("a/tree/x", "2");
+    let ran = a.order(&["wait", "t", "--node", "b", "--timeout", "1s"]).code(7);
+    assert!(ran.out.contains("b: not heard for"), "{ran:?}");
+    let b = c.start("b");
+    a.order(&["wait", "t", "--node", "b"]).code(0);
+    assert_eq!(c.scratch.read("b/tree/x"), b"2");
+    c.scratch.write("a/tree/app.war", "PK\x03\x04 the first half");
+    let ran = a.order(&["wait", "t", "--node", "b", "--timeout", "1s"]).code(7);
+    assert!(ran.out.contains("app.war"), "{ran:?}");
+    drop(b);
+}
