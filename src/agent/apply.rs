@@ -128,6 +128,14 @@ pub trait Monitor: Sync {
         Ok(())
     }
 
+    /// Everything is staged but for `paths`, which failed (`errors`) or vanished. Comes before [`Monitor::staged`].
+    ///
+    /// # Errors
+    /// As [`Monitor::staged`].
+    fn lacks(&self, _paths: &BTreeSet<TreePath>, _errors: &[PathError]) -> Result<()> {
+        Ok(())
+    }
+
     /// The commit is done and durable; `failed` and `vanished` paths are not in place.
     fn committed(&self, _failed: usize, _vanished: u64) {}
 
@@ -441,6 +449,9 @@ impl Apply<'_> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::new(Class::Interrupted, "interrupted"));
         }
+        if !staged.skipped.is_empty() {
+            self.monitor.lacks(&staged.skipped, &outcome.errors)?;
+        }
         self.monitor.staged(outcome.vanished)?;
         self.progress.enter(Phase::Committing);
         trees.tree_index.commit()?;
@@ -586,6 +597,13 @@ impl Apply<'_> {
             &marker.id,
             (&swap.next, &trees.root.header),
         );
+        if let Ok(staged) = &staged
+            && !staged.skipped.is_empty()
+            && let Err(e) = self.monitor.lacks(&staged.skipped, &staged.errors)
+        {
+            swap.withdraw(control);
+            return Err(e);
+        }
         let mut staged = match staged {
             Ok(staged) if staged.errors.is_empty() && self.is_whole(&next_index, trees)? => staged,
             Ok(staged) if staged.errors.is_empty() => {

@@ -137,6 +137,10 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> 
         Fault::Disconnected => {
             (mirror && !own.connected).then(|| format!("no connection to the source{}", said()))
         }
+        Fault::RolledBack => (own.state == State::RolledBack).then(|| {
+            let said = own.error.as_ref().map(|e| e.what.clone());
+            said.unwrap_or_else(|| "rolled back to the generation before".to_owned())
+        }),
     }
 }
 
@@ -272,6 +276,7 @@ mod tests {
             ("refused", NodeStatus { state: State::Refused, plan: Some(plan), ..fine() }),
             ("drift", NodeStatus { state: State::Drift, drift: 3, ..fine() }),
             ("incomplete", NodeStatus { state: State::Incomplete, error: trouble("2 paths"), ..fine() }),
+            ("rolled-back", NodeStatus { state: State::RolledBack, error: trouble("rolled back"), ..fine() }),
         ] {
             assert_eq!(judged(&own, 3600), Vec::<String>::new(), "{word}");
             let fault = Fault::ALL.iter().find(|(w, _)| *w == word).unwrap().1;

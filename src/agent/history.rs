@@ -90,6 +90,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
            PRIMARY KEY (epoch, number, node)) WITHOUT ROWID;
          CREATE TABLE IF NOT EXISTS applied (epoch INTEGER, number INTEGER, value TEXT NOT NULL,
            PRIMARY KEY (epoch, number)) WITHOUT ROWID;
+         CREATE TABLE IF NOT EXISTS complete (epoch INTEGER, number INTEGER, PRIMARY KEY (epoch, number)) WITHOUT ROWID;
          CREATE TABLE IF NOT EXISTS commits (seq INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, number INTEGER NOT NULL);",
     )?;
     Ok(db)
@@ -169,6 +170,37 @@ impl History {
         if let Err(e) = self.run(write) {
             tracing::warn!("{e}");
         }
+    }
+
+    /// Notes that this mirror's server had a generation.
+    pub(super) fn complete(&self, id: GenId) {
+        let write = |db: &Connection| {
+            let sql = "INSERT OR IGNORE INTO complete VALUES (?1, ?2)";
+            db.prepare_cached(sql)?.execute(params![id.epoch as i64, id.number as i64])?;
+            db.prepare_cached(
+                "DELETE FROM complete WHERE (epoch, number) <
+                   (SELECT epoch, number FROM complete ORDER BY epoch DESC, number DESC LIMIT 1 OFFSET ?1)",
+            )?
+            .execute([KEPT - 1])
+        };
+        if let Err(e) = self.run(write) {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// The newest generation before `of` that this mirror's server had, and that has another content.
+    pub(super) fn complete_before(&self, of: &Generation) -> Option<Generation> {
+        let read = |db: &Connection| {
+            let mut q = db.prepare(
+                "SELECT value FROM applied NATURAL JOIN complete WHERE (epoch, number) < (?1, ?2)
+                 ORDER BY epoch DESC, number DESC",
+            )?;
+            let before = params![of.id.epoch as i64, of.id.number as i64];
+            q.query_map(before, |r| r.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let rows = self.run(read).inspect_err(|e| tracing::warn!("{e}")).unwrap_or_default();
+        let mut all = rows.iter().filter_map(|row| serde_json::from_str::<Applied>(row).ok());
+        all.find(|a| a.generation.root.content != of.root.content).map(|a| a.generation)
     }
 
     /// Notes which generation the commit `seq` brought.
@@ -345,6 +377,38 @@ mod tests {
         assert_eq!(ms(1_500, "c").unwrap(), Some(7));
         assert_eq!(ms(501, "b").unwrap(), Some(501));
         assert_eq!(ms(500, "b").unwrap(), None);
+    }
+
+    #[test]
+    fn a_node_goes_back_to_what_its_server_had_and_what_is_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::open(&dir.path().join("history.db"));
+        let generation = |number, content: u8| Generation {
+            id: id(number),
+            root: crate::model::Root {
+                object: Digest([number as u8; 32]),
+                content: Digest([content; 32]),
+                header: crate::model::RootHeader { mode: 0o755, owner: Default::default() },
+            },
+            filter: Digest([0; 32]),
+            origin: "a".parse().unwrap(),
+            at_ms: 0,
+            files: 1,
+            changes: Default::default(),
+            judged: true,
+            approved: None,
+            cause: Cause::Change,
+        };
+        // 3 was never complete, 4 is 5 with other attributes, and of 1 nothing but its name is known
+        for (number, content) in [(2, 2), (3, 3), (4, 5), (5, 5)] {
+            let generation = generation(number, content);
+            history.applied(&Applied { generation, at_ms: 0, took_ms: 0, converged_ms: None });
+        }
+        [1, 2, 4, 5].iter().for_each(|n| history.complete(id(*n)));
+        let before = |number, content| history.complete_before(&generation(number, content)).map(|g| g.id);
+        assert_eq!(before(5, 5), Some(id(2)));
+        assert_eq!(before(6, 6), Some(id(5)));
+        assert_eq!(before(2, 2), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::TreeState;
 use crate::error::Result;
-use crate::model::{Hold, Mark};
+use crate::model::{Digest, GenId, Generation, Hold, Mark};
 
 const FILE: &str = "orders.json";
 
@@ -76,6 +76,32 @@ impl Held {
     }
 }
 
+/// A mirror went back from a generation that its server does not see. Stays until a newer one is in place: what the
+/// mirror has seen must not be forgotten, though an older one is in place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RolledBack {
+    /// The newest generation at that time.
+    pub(super) from: GenId,
+    /// The source's root object of that.
+    pub(super) from_object: Digest,
+    /// Where to.
+    pub(super) to: Generation,
+    /// What the server said.
+    pub(super) why: String,
+    /// By this host's wall clock.
+    pub(super) at_ms: i64,
+    /// By an operator's order `from` is tried again, or it cannot be gone back from.
+    #[serde(default)]
+    pub(super) over: bool,
+}
+
+impl RolledBack {
+    /// Milliseconds since the order, at `wall_ms`.
+    pub(super) fn for_ms(&self, wall_ms: i64) -> u64 {
+        since(self.at_ms, wall_ms)
+    }
+}
+
 /// All of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -84,6 +110,8 @@ pub(super) struct Orders {
     pub(super) hold: Option<Held>,
     /// The last hold that ended well, and what came of it: who asks again after a restart is told.
     pub(super) ended: Option<(String, String)>,
+    /// Of a mirror.
+    pub(super) rolled_back: Option<RolledBack>,
 }
 
 impl Orders {

@@ -9,7 +9,7 @@ use super::source::{Retention, RollbackAnswer, RollbackOrder};
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
-use crate::model::{self, TreeStatus};
+use crate::model::{self, GenId, TreeStatus};
 use crate::plan::PlanId;
 use crate::refresh::Refresher;
 
@@ -64,6 +64,14 @@ pub trait Role: Send + Sync {
 
     /// Who tells the local server, where it is told.
     fn refresher(&self) -> Option<Arc<Refresher>>;
+
+    /// A node that went back from a generation tries it again. Gives which.
+    ///
+    /// # Errors
+    /// It is paused, or the order cannot be written down.
+    fn try_again(&self) -> Result<Option<GenId>> {
+        Ok(None)
+    }
 
     /// The node was drained, or is not any more.
     fn node_changed(&self) {}

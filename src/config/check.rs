@@ -159,6 +159,7 @@ fn tree(trees: &Table<'_>, name: &str, t: &Table<'_>) -> Option<Tree> {
         refresh: refreshes?,
     };
     refresh::outside(t, &tree);
+    refresh::suits(t, &tree);
     Some(tree)
 }
 

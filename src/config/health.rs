@@ -45,11 +45,13 @@ pub enum Fault {
     Incomplete,
     /// The source cannot be reached now.
     Disconnected,
+    /// The node went back to the generation before.
+    RolledBack,
 }
 
 impl Fault {
     /// All, with their words.
-    pub const ALL: [(&str, Self); 10] = [
+    pub const ALL: [(&str, Self); 11] = [
         ("lag", Self::Lag),
         ("contact-age", Self::ContactAge),
         ("failed", Self::Failed),
@@ -60,6 +62,7 @@ impl Fault {
         ("paused", Self::Paused),
         ("incomplete", Self::Incomplete),
         ("disconnected", Self::Disconnected),
+        ("rolled-back", Self::RolledBack),
     ];
 
     /// Its word.

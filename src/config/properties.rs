@@ -266,7 +266,14 @@ fn sound() -> impl Strategy<Value = Config> {
             role: Role::Mirror(mirror),
             ..tree.clone()
         };
-        config.trees = vec![Tree { role: Role::Source(source), ..tree }, second];
+        let mut first = Tree { role: Role::Source(source), ..tree };
+        for verify in first.refresh.iter_mut().filter_map(|refresh| refresh.verify.as_mut()) {
+            // a source does not go back by itself
+            if verify.on_failure == OnFailure::Rollback {
+                verify.on_failure = OnFailure::Alert;
+            }
+        }
+        config.trees = vec![first, second];
         config
     })
 }

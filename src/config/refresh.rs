@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::value;
-pub(super) use read::{outside, read};
+pub(super) use read::{outside, read, suits};
 
 /// What `config show` writes instead of a secret.
 pub(super) const HIDDEN: &str = "(hidden)";

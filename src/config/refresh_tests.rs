@@ -224,6 +224,13 @@ fn a_request_that_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn a_source_cannot_be_told_to_go_back_by_itself() {
+    let lines = "exec = [\"/x\"]\nverify = { exec = [\"/y\"], on-failure = \"rollback\" }";
+    one(&with(lines), &["verify.on-failure", "role is source", "`syncagent rollback t`", "alert"]);
+    config(&format!("{MIRROR}[[tree.t.refresh]]\n{lines}\n"));
+}
+
+#[test]
 fn the_page_has_every_key_and_its_examples_are_sound() {
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/refresh.md");
     let page = std::fs::read_to_string(page).unwrap();
@@ -236,7 +243,8 @@ fn the_page_has_every_key_and_its_examples_are_sound() {
     for example in page.split("```toml\n").skip(1) {
         let example = example.split("```").next().unwrap();
         let tree = example.split("[[tree.").nth(1).unwrap().split('.').next().unwrap();
-        let text = format!("{}\n{example}", SOURCE.replace("tree.t", &format!("tree.{tree}")));
+        let base = if example.contains("rollback") { MIRROR } else { SOURCE };
+        let text = format!("{}\n{example}", base.replace("tree.t", &format!("tree.{tree}")));
         assert!(!config(&text).trees[0].refresh.is_empty());
         examples += 1;
     }

@@ -35,8 +35,13 @@ impl Deferred {
     /// It was deferred before anybody looked: since `at_ms`, at most `now_ms`.
     pub fn began(&mut self, at_ms: u64, now_ms: u64) {
         self.set(true, now_ms);
-        let last = self.spans.back().map_or(0, |(_, end)| *end);
-        self.since = self.since.map(|since| since.min(at_ms.max(last)));
+        let mut since = self.since.map_or(at_ms, |since| since.min(at_ms));
+        // what overlaps is one span
+        while let Some(&(begin, _)) = self.spans.back().filter(|(_, end)| *end >= since) {
+            since = since.min(begin);
+            self.spans.pop_back();
+        }
+        self.since = Some(since);
     }
 
     /// Of an age of `age_ms` at `now_ms`, the milliseconds in which the node was not deferred.
@@ -73,6 +78,21 @@ mod tests {
         assert_eq!(d.counted(60, 100), 0);
         d.set(false, 110);
         assert_eq!(d.counted(90, 120), 20, "10 before it and 10 after it");
+    }
+
+    #[test]
+    fn what_is_forgiven_reaches_back_over_spans_that_were_deferred_anyway() {
+        let mut d = Deferred::default();
+        for (from, to) in [(10, 20), (100, 150), (160, 170)] {
+            d.set(true, from);
+            d.set(false, to);
+        }
+        d.began(120, 200);
+        assert_eq!(d.counted(100, 200), 0, "all since 100");
+        assert_eq!(d.counted(190, 200), 80, "20 to 100");
+        d.began(120, 210);
+        d.set(false, 220);
+        assert_eq!(d.counted(110, 230), 10);
     }
 
     proptest! {

@@ -21,6 +21,8 @@ pub enum State {
     Committing,
     /// The newest generation is in place, and the local server has not taken it up yet.
     Refreshing,
+    /// Mirror: it went back to the generation before, because its server does not see the newest one.
+    RolledBack,
     /// An operator paused it: nothing is published here, or applied.
     Paused,
     /// A guard refused; `plan` names what waits for an approval.

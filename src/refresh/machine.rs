@@ -176,6 +176,12 @@ impl Machine {
         self.is_held() || self.saved.pending.is_some()
     }
 
+    /// The generation that is in place, when the node was ordered to go back from it and the server still lacks it.
+    pub(super) fn rolls_back(&self) -> Option<GenId> {
+        let pending = self.saved.pending.as_ref().map(|pending| pending.generation);
+        self.saved.rolled_back.filter(|from| self.saved.in_place == Some(*from) && pending == Some(*from))
+    }
+
     /// A change is under way, or was when the agent ended.
     fn is_held(&self) -> bool {
         self.saved.expecting.is_some() || self.saved.unsure
@@ -202,6 +208,8 @@ impl Machine {
         let changed = if self.saved.unsure { Changed::Everything } else { changed.bounded() };
         self.saved.expecting = None;
         self.saved.unsure = false;
+        // it went back, or on: should that one ever be in place again it is by somebody's order
+        self.saved.rolled_back.take_if(|from| *from != generation);
         self.saved.in_place = Some(generation);
         self.renew(generation, changed);
     }
@@ -236,6 +244,7 @@ impl Machine {
         }
         if all {
             let generation = self.saved.in_place.ok_or("no generation is in place yet")?;
+            self.saved.rolled_back = None;
             self.renew(generation, Changed::Everything);
         }
         let Some(pending) = &mut self.saved.pending else {

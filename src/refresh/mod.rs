@@ -205,6 +205,12 @@ impl Refresher {
         self.inner.machine().saved().complete
     }
 
+    /// The generation that is in place, when `on-failure = "rollback"` took effect for it and the server still does not
+    /// have it. Outlives a restart, unlike the call of [`Setup::on_rollback`].
+    pub fn rolls_back(&self) -> Option<GenId> {
+        self.inner.machine().rolls_back()
+    }
+
     /// Whether a rule asks the server.
     pub fn has_verify(&self) -> bool {
         self.inner.rules.iter().any(|rule| rule.verify.is_some())

@@ -1,11 +1,13 @@
 //! Bringing the tree to a generation: directories fetched, judged, staged, committed. The same steps put drift
 //! back, with the generation that is there already.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::MirrorTree;
+use super::back::lacking;
 use super::engine::{End, Engine, Session};
 use super::remote::{Remote, check};
 use super::tell::Untold;
@@ -13,10 +15,11 @@ use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, 
 use crate::agent::history::Applied;
 use crate::config::DriftPolicy;
 use crate::disk::{OwnerPolicy, boot_ms, wall_ms};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, PathError, Result};
+use crate::lag::Lag;
 use crate::model::{
     Digest, Entry, GenId, Generation, Kind, Object, Owner, RefusedPlan, Root, RootHeader, Source as _, State,
-    root_content,
+    TreePath, root_content,
 };
 use crate::plan::{Facts, Moves, Op, Refusal, Step, Tally, judge};
 use crate::scan::{Objects, OldTree};
@@ -46,7 +49,15 @@ impl Engine {
             tree.enter(State::Fetching);
         }
         tree.shared().fetching_since = Some(boot_ms());
+        self.lacking = None;
         let done = self.bring_now(s, newest, is_new, begun);
+        if let (Err(_), Some(why)) = (&done, self.lacking.take())
+            && self.give_up_back(newest.id, &why)?
+        {
+            tree.shared().fetching_since = None;
+            s.settled = None;
+            return Ok(None);
+        }
         let mut shared = tree.shared();
         shared.fetching_since = None;
         match &done {
@@ -66,9 +77,12 @@ impl Engine {
     ) -> Result<Option<End>> {
         let tree = self.tree.clone();
         // what a peer sends is no damage of ours
-        let root = self.fetch(s, &newest.root).map_err(|e| match e.class {
-            Class::Permanent | Class::Refused => Error { class: Class::Transient, ..e },
-            _ => e,
+        let root = self.fetch(s, &newest.root).map_err(|e| {
+            self.lacking = e.what.contains(GONE).then(|| e.to_string());
+            match e.class {
+                Class::Permanent | Class::Refused => Error { class: Class::Transient, ..e },
+                _ => e,
+            }
         })?;
         if newest.root.content != root.content {
             let what = format!("the source's generation {} is not what its content digest says", newest.id);
@@ -143,6 +157,8 @@ impl Engine {
             committed: OnceLock::new(),
             changed: Mutex::default(),
             staged_all: AtomicBool::new(false),
+            goes_back: tree.shared().back().is_some_and(|back| back.to.id == newest.id),
+            lacking: Mutex::default(),
         };
         let planned = Instant::now();
         let apply = Apply {
@@ -166,6 +182,7 @@ impl Engine {
         } else {
             changed
         });
+        self.lacking = run.lacking.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.expected |= run.staged_all.load(Ordering::Relaxed);
         done?;
         // what the commit's own renames raised was looked at after them
@@ -345,6 +362,7 @@ impl Engine {
         }
         tree.mark_applied(newest);
         self.tell(newest.id, is_new)?;
+        tree.is_past(newest.id);
         tree.enter(State::Current);
         tree.remember(s, newest, &took, is_new);
         if newest.id.number.is_multiple_of(SWEEP_EVERY) {
@@ -377,7 +395,11 @@ impl Engine {
     /// Forgets the directories that only older generations had.
     fn sweep(&self, s: &Session, newest: &Generation) {
         let described = s.scanned.root.object;
-        if let Err(e) = s.store.sweep(&[newest.root.object, described]) {
+        // what the node may have to go back to
+        let before = self.tree.refresher.get().and_then(|_| self.tree.happened.complete_before(newest));
+        let before = before.into_iter().map(|before| before.root.object);
+        let roots: Vec<Digest> = before.chain([newest.root.object, described]).collect();
+        if let Err(e) = s.store.sweep(&roots) {
             tracing::warn!(tree = self.tree.name(), "{e}");
         }
     }
@@ -389,7 +411,9 @@ impl MirrorTree {
         if let Ok(Some(marker)) = s.control.marker() {
             self.happened.commit(marker.seq, generation.id);
         }
-        if is_new {
+        // when it came first is what counts
+        let again = self.shared().gone_back().is_some_and(|back| back.to.id == generation.id);
+        if is_new && !again {
             let converged = self.shared().converged_last.filter(|(id, _)| *id == generation.id);
             let all = took.fetch + took.plan + took.stage + took.commit;
             self.happened.applied(&Applied {
@@ -411,6 +435,14 @@ impl MirrorTree {
         let age = shared.lag.lag_ms(now).unwrap_or(0);
         shared.applied = Some(generation.id);
         shared.applied_object = Some(generation.root.object);
+        if shared.complete > shared.applied {
+            // it went back, and begins to count anew
+            shared.complete = shared.applied;
+            shared.lag = Lag::default();
+            let _ = shared.lag.applied(generation.id, now);
+            self.again.notify_one();
+        }
+        shared.forgive(now);
         shared.recent.push(generation, now as i64 - age as i64);
         drop(shared);
         // where a server is told, it must have it, too
@@ -458,12 +490,17 @@ struct Bringing<'a> {
     changed: Mutex<Untold>,
     /// From here on the tree changes.
     staged_all: AtomicBool,
+    /// It is an older generation: all of it, or nothing.
+    goes_back: bool,
+    /// Why that cannot be.
+    lacking: Mutex<Option<String>>,
 }
 
 impl Bringing<'_> {
     /// The commit begins: what the local server has is no longer what is there.
     fn begins(&self) -> Result<()> {
         self.tree.enter(State::Committing);
+        self.tree.note_complete();
         self.staged_all.store(true, Ordering::Relaxed);
         self.tree.refresher.get().map_or(Ok(()), |refresher| refresher.expect(self.newest.id))
     }
@@ -481,6 +518,15 @@ impl Monitor for Bringing<'_> {
 
     fn root_attrs(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn lacks(&self, paths: &BTreeSet<TreePath>, errors: &[PathError]) -> Result<()> {
+        if !self.goes_back {
+            return Ok(());
+        }
+        let why = lacking(self.newest.id, paths, errors);
+        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        Err(Error::new(Class::Transient, why))
     }
 
     /// Content that is gone at the source belongs to a newer generation; what is staged is used by that.

@@ -66,9 +66,7 @@ pub(super) async fn listen(tree: Arc<MirrorTree>) {
 async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
     let (known, seen, wait) = {
         let shared = tree.shared();
-        let newest = shared.newest.as_ref().map(|g| (g.id, g.root.object));
-        // what is applied was seen, also when this is the first question after a start
-        let seen = newest.or(shared.applied.zip(shared.applied_object));
+        let seen = shared.seen();
         let knows = shared.connected && shared.lag.head().is_some() && shared.answered >= shared.wanted;
         (shared.complete, seen, if knows { WAIT } else { Duration::ZERO })
     };
@@ -89,6 +87,9 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
     let Some(head) = head else { return Ok(()) };
     // what the source held the question back is no age
     shared.lag.heard(asked + head.waited_ms, now, head.oldest, (head.generation.id, head.age_ms));
+    if shared.back().is_some_and(|back| back.from == head.generation.id) {
+        shared.forgive(now);
+    }
     // what was completed since the question does not count
     let ahead = shared.ahead_of_complete(head.generation.id);
     shared.behind = Some(if shared.complete == known { head.behind } else { ahead });

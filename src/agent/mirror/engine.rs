@@ -45,6 +45,10 @@ pub(super) struct Engine {
     pub(super) untold: Untold,
     /// The refresher was told to expect a change.
     pub(super) expected: bool,
+    /// The local server does not see this generation, and that was not looked into yet.
+    back: Option<GenId>,
+    /// Why the last run did not get all that it wanted.
+    pub(super) lacking: Option<String>,
 }
 
 /// The tree, open and locked.
@@ -102,6 +106,8 @@ impl Engine {
             approved: None,
             untold: Untold::default(),
             expected: false,
+            back: None,
+            lacking: None,
         })
     }
 
@@ -148,6 +154,7 @@ impl Engine {
                 }
                 Ok(Order::Job(job)) => job(None),
                 Ok(Order::Wake) => self.tree.woken.store(false, Ordering::Release),
+                Ok(Order::Back(from)) => self.back = Some(from),
                 Ok(Order::Again) => {}
                 Ok(Order::Stop) | Err(_) => return,
             }
@@ -202,10 +209,13 @@ impl Engine {
             shared.applied_object = generation.map(|(_, object)| object);
             // the source may have been asked before this was known
             let _ = complete.map(|id| shared.lag.applied(id, boot_ms()));
+            shared.forgive(boot_ms());
             shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_complete(n.id));
             shared.content = applied.and_then(|a| a.content.parse().ok());
         }
         self.tell_of_what_is_there(generation.map(|(id, _)| id), recovered.is_some())?;
+        // the agent may have ended before it went back
+        self.back = self.back.or(tree.refresher.get().and_then(|refresher| refresher.rolls_back()));
         let mount =
             MountId::of(&control.root).context(|| format!("find the file system of {}", escaped(path)))?;
         let remedy = escaped(&tree.state.file(PIN));
@@ -329,7 +339,7 @@ impl Engine {
         }
         let newest = {
             let shared = self.tree.shared();
-            shared.newest.clone().filter(|_| shared.orders.paused.is_none())
+            shared.target().filter(|_| shared.orders.paused.is_none())
         };
         let Some(newest) = newest else {
             // nothing to compare with yet, or not now; drift is judged when the source was heard
@@ -339,6 +349,10 @@ impl Engine {
             }
             return Ok(None);
         };
+        if let Some(from) = self.back.take() {
+            self.begin_back(s, from)?;
+            return Ok(None);
+        }
         let waits = s.retry_at.is_some_and(|at| now < at) && s.retry_for == Some(newest.id);
         if full || quiet {
             self.look(s, full)?;
@@ -384,7 +398,7 @@ impl Engine {
     fn wait(&mut self, s: &mut Session) -> Result<Option<End>> {
         let newest = {
             let shared = self.tree.shared();
-            shared.newest.clone().filter(|_| shared.orders.paused.is_none())
+            shared.target().filter(|_| shared.orders.paused.is_none())
         };
         if newest.is_some_and(|n| !s.settled_for(&n) && (s.retry_at.is_none() || s.retry_for != Some(n.id))) {
             return Ok(None);
@@ -406,6 +420,10 @@ impl Engine {
                 (s.settled, s.retry_at) = (None, None);
                 Ok(None)
             }
+            Ok(Order::Back(from)) => {
+                self.back = Some(from);
+                Ok(None)
+            }
             Ok(Order::Job(job)) => {
                 job(Some(s));
                 Ok(None)
@@ -422,7 +440,7 @@ impl Engine {
     ) -> Result<Option<End>> {
         let (waiting, newest, paused) = {
             let shared = self.tree.shared();
-            (shared.plan.clone(), shared.newest.clone(), shared.orders.paused.is_some())
+            (shared.plan.clone(), shared.target(), shared.orders.paused.is_some())
         };
         let (end, answer) = match (waiting, newest) {
             _ if paused => {

@@ -4,6 +4,7 @@
 //! is here behind short locks, so that a slow disk never makes the mirror deaf, and a slow network never holds
 //! up a commit.
 
+mod back;
 mod bring;
 mod contact;
 mod engine;
@@ -44,6 +45,8 @@ enum Order {
     Approve(PlanId, Reply),
     /// What was settled is looked at again.
     Again,
+    /// The local server does not see this generation: back to the one before.
+    Back(GenId),
     /// Something else that needs the open tree.
     Job(Job),
     Stop,
@@ -89,6 +92,9 @@ struct Shared {
     trouble: Trouble,
     /// What is wrong with the way to the source.
     contact: Trouble,
+    /// Why the node could not go back, and from which generation.
+    stays: Trouble,
+    stays_at: Option<GenId>,
     plan: Option<RefusedPlan>,
     /// The newest generation that was heard of.
     newest: Option<Arc<Generation>>,
@@ -139,14 +145,17 @@ impl Shared {
     }
 
     /// Milliseconds of lag: the age of the oldest generation that is published and not complete here, without the time
-    /// in which the tree was paused or refused, or the source could not be heard.
+    /// in which the tree was paused, refused or rolled back, or the source could not be heard.
     fn lag_ms(&self, now: u64) -> Option<u64> {
         self.lag.lag_ms(now).map(|age| self.deferred.counted(age, now))
     }
 
     /// To be called whenever one of these may have changed.
     fn defer(&mut self, now: u64) {
-        let deferred = self.orders.paused.is_some() || self.state == State::Refused || !self.connected;
+        let deferred = self.orders.paused.is_some()
+            || self.state == State::Refused
+            || !self.connected
+            || self.gone_back().is_some();
         self.deferred.set(deferred, now);
     }
 }
@@ -203,6 +212,8 @@ impl MirrorTree {
                 state: State::Starting,
                 trouble: Trouble::default(),
                 contact: Trouble::default(),
+                stays: Trouble::default(),
+                stays_at: None,
                 plan: None,
                 newest: None,
                 applied: None,
@@ -254,6 +265,12 @@ impl MirrorTree {
                 tree.refreshed();
             }
         };
+        let tree = Arc::downgrade(self);
+        let go_back = move |from| {
+            if let Some(tree) = tree.upgrade() {
+                tree.go_back(from);
+            }
+        };
         let refresher = Refresher::start(Setup {
             tree: self.config.name.clone(),
             node: self.node.clone(),
@@ -261,7 +278,7 @@ impl MirrorTree {
             rules: self.config.refresh.clone(),
             state: self.state.path().to_owned(),
             news: Arc::new(news),
-            on_rollback: None,
+            on_rollback: Some(Arc::new(go_back)),
         })?;
         // nobody else sets it
         let _ = self.refresher.set(refresher);
@@ -271,7 +288,9 @@ impl MirrorTree {
     /// The local server was told, or could not be.
     fn refreshed(&self) {
         if let Some(refresher) = self.refresher.get() {
-            self.mark_complete(refresher.complete());
+            // what it went back from is not here any more
+            let complete = refresher.complete().min(self.shared().applied);
+            self.mark_complete(complete);
             self.news.notify_one();
         }
     }
@@ -332,6 +351,7 @@ impl MirrorTree {
             State::Failed => State::Failed,
             _ if shared.orders.paused.is_some() => State::Paused,
             State::Current if self.is_refreshing() => State::Refreshing,
+            State::Current if shared.gone_back().is_some() => State::RolledBack,
             state => state,
         }
     }
@@ -342,6 +362,11 @@ impl MirrorTree {
             && shared.newest.as_ref().is_some_and(|n| Some(n.id) == shared.complete)
             && shared.applied == shared.complete
             && shared.drift == 0
+    }
+
+    /// What is wrong here, but for the way to the source.
+    fn error(&self, shared: &Shared, now: u64) -> Option<crate::model::Trouble> {
+        shared.trouble.report(now).or_else(|| shared.back_error(self.name(), now))
     }
 
     /// This node's row.
@@ -368,7 +393,7 @@ impl MirrorTree {
             confirmed_age_ms: None,
             drift: shared.drift,
             plan: shared.plan.clone(),
-            error: shared.trouble.report(now).or_else(|| shared.contact.report(now)),
+            error: self.error(shared, now).or_else(|| shared.contact.report(now)),
             convergence: Some(shared.history.summary(now)),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: shared.connected,
@@ -412,7 +437,7 @@ impl MirrorTree {
             lag_ms: shared.lag_ms(now),
             drift: shared.drift,
             plan: shared.plan.clone(),
-            error: shared.trouble.report(now),
+            error: self.error(&shared, now),
             converged,
             zone: self.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -498,6 +523,10 @@ impl Role for MirrorTree {
 
     fn refresher(&self) -> Option<Arc<Refresher>> {
         self.refresher.get().cloned()
+    }
+
+    fn try_again(&self) -> Result<Option<GenId>> {
+        self.try_newest_again()
     }
 
     fn node_changed(&self) {

@@ -1,15 +1,20 @@
 //! What operators and deploy jobs order: pause, drain, hold.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Agent, lock};
 use crate::agent::orders::Ordered;
-use crate::agent::role::HoldOrder;
+use crate::agent::role::{HoldOrder, Role};
 use crate::disk::{Dir, ensure_dir_all, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::escaped;
+use crate::model::{GenId, RefreshState, State, escaped};
+use crate::refresh::Refresher;
 
 const DRAINED: &str = "drained.json";
+/// Whoever has a generation tried again waits no longer for the outcome.
+const AGAIN: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Whether the node was drained when the agent ended. A record that cannot be read counts.
 pub(super) fn read_drained(state_dir: &Path) -> Result<Option<Ordered>> {
@@ -25,6 +30,36 @@ pub(super) fn read_drained(state_dir: &Path) -> Result<Option<Ordered>> {
         at_ms: crate::disk::wall_ms(),
     };
     Ok(Some(serde_json::from_slice(&text).unwrap_or_else(unknown)))
+}
+
+/// What became of a generation that a node went back from and tries again.
+async fn tried_again(role: &dyn Role, refresher: &Refresher, generation: GenId) -> Result<String> {
+    let end = tokio::time::Instant::now() + AGAIN;
+    while tokio::time::Instant::now() < end {
+        if refresher.in_place() == Some(generation) {
+            let refresh = refresher.status();
+            match refresh.error {
+                None if !refresher.is_open() => {
+                    return Ok(format!("generation {generation} is in place again, and the server has it"));
+                }
+                Some(error)
+                    if matches!(refresh.state, RefreshState::VerifyFailed | RefreshState::Failing) =>
+                {
+                    return Err(Error::new(Class::Transient, error.what));
+                }
+                _ => {}
+            }
+        }
+        let own = role.status().nodes.into_iter().next();
+        if let Some(own) = own.filter(|own| own.state == State::RolledBack) {
+            let what = own.error.map_or_else(|| "rolled back again".to_owned(), |error| error.what);
+            return Err(Error::new(Class::Transient, what));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let what =
+        format!("generation {generation} is being tried again; `syncagent status` tells how that goes");
+    Err(Error::new(Class::Transient, what))
 }
 
 impl Agent {
@@ -93,13 +128,22 @@ impl Agent {
     /// # Errors
     /// There is no such tree, no server is told of it, or telling it failed.
     pub async fn refresh(&self, tree: &str, force: bool, by: &Ordered) -> Result<String> {
-        let refresher = self.role(tree)?.refresher().ok_or_else(|| {
+        let role = self.role(tree)?;
+        let refresher = role.refresher().ok_or_else(|| {
             let what = format!(
                 "no [[tree.{tree}.refresh]] is configured on this node: no server is told of changes"
             );
             Error::new(Class::Config, what)
         })?;
         self.log(&format!("refresh {tree}"), by);
+        if force {
+            let again = role.clone();
+            let again = tokio::task::spawn_blocking(move || again.try_again()).await;
+            let again = again.map_err(|e| Error::new(Class::Transient, e.to_string()))??;
+            if let Some(generation) = again {
+                return tried_again(&*role, &refresher, generation).await;
+            }
+        }
         refresher.force(force).await
     }
 

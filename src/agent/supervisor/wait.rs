@@ -170,7 +170,9 @@ fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
     let moves_on = node.applied > node.generation;
     // what a source without a server has published it has
     let is_source = node.role == RoleName::Source && node.refresh.is_none();
-    if has && node.connected && node.drift == 0 && (node.consistent || moves_on || is_source) {
+    // it has what it went back to, and nothing newer
+    let went_back = node.state == State::RolledBack;
+    if has && node.connected && node.drift == 0 && (node.consistent || moves_on || is_source || went_back) {
         return None;
     }
     let which = node.generation.map_or("nothing".into(), |g| format!("generation {g}"));

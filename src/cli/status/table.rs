@@ -260,8 +260,9 @@ fn refreshing(node: &NodeStatus, refresh: &RefreshStatus) -> Option<String> {
 
 /// Whether somebody should look.
 fn in_trouble(node: &NodeStatus) -> bool {
-    use State::{Disconnected, Drift, Failed, Incomplete, Refused, Superseded};
-    let state = matches!(node.state, Refused | Drift | Incomplete | Superseded | Disconnected | Failed);
+    use State::{Disconnected, Drift, Failed, Incomplete, Refused, RolledBack, Superseded};
+    let state =
+        matches!(node.state, Refused | Drift | Incomplete | Superseded | Disconnected | Failed | RolledBack);
     let stuck = |r: &RefreshStatus| matches!(r.state, RefreshState::Failing | RefreshState::VerifyFailed);
     let ordered = node.paused.is_some() || node.drained.is_some();
     state

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::super::problem::{Complaint, wrong};
 use super::super::raw::{Table, wants};
 use super::super::value::{self, Read};
-use super::super::{Tree, amount};
+use super::super::{Role, Tree, amount};
 use super::{
     Action, Ask, Expect, HIDDEN, Http, OnFailure, POLICIES, Refresh, SIGNALS, SignalTo, Url, VERBS, Value,
     Verify, is_secret,
@@ -309,6 +309,20 @@ fn header(t: &Table<'_>, name: &str) -> Option<Value> {
         return None;
     }
     file.or(credential)
+}
+
+/// A source has nothing to go back to by itself: it would publish that for everybody.
+pub(in crate::config) fn suits(t: &Table<'_>, tree: &Tree) {
+    if matches!(tree.role, Role::Mirror(_)) {
+        return;
+    }
+    for (table, refresh) in t.array_of_tables("refresh").iter().zip(&tree.refresh) {
+        if refresh.verify.as_ref().is_some_and(|verify| verify.on_failure == OnFailure::Rollback) {
+            let what = "\"rollback\" is for mirrors, and this tree's role is source: going back here would change every node";
+            let hint = format!("\"alert\", and `syncagent rollback {}` by hand", tree.name);
+            table.section("verify").error("on-failure", wrong(what).hint(hint));
+        }
+    }
 }
 
 /// What is touched must not be part of the tree: each refresh would be the next change.

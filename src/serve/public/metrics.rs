@@ -134,13 +134,14 @@ const TREE: [Metric<TreeStatus>; 9] = [
 ];
 
 /// One of these is 1 for each node and tree.
-const STATES: [(&str, State); 14] = [
+const STATES: [(&str, State); 15] = [
     ("starting", State::Starting),
     ("current", State::Current),
     ("settling", State::Settling),
     ("fetching", State::Fetching),
     ("committing", State::Committing),
     ("refreshing", State::Refreshing),
+    ("rolled-back", State::RolledBack),
     ("paused", State::Paused),
     ("refused", State::Refused),
     ("drift", State::Drift),

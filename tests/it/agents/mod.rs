@@ -6,6 +6,7 @@ mod faults;
 mod history;
 mod netns;
 mod network;
+mod node_rollback;
 mod operate;
 mod public;
 mod refresh;

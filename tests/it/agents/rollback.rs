@@ -27,7 +27,7 @@ fn assert_same(now: &BTreeMap<Vec<u8>, Seen>, before: &BTreeMap<Vec<u8>, Seen>) 
 }
 
 /// The state of what the source keeps.
-fn retention(agent: &Agent) -> Value {
+pub(super) fn retention(agent: &Agent) -> Value {
     let out = agent.order(&["history", "t", "--json", "--limit", "1"]).code(0).out;
     let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
     last["retention"].clone()
@@ -35,7 +35,7 @@ fn retention(agent: &Agent) -> Value {
 
 /// Waits until everything is published, and kept.
 #[track_caller]
-fn settled(agent: &Agent) {
+pub(super) fn settled(agent: &Agent) {
     let mut last = (Value::Null, Value::Null);
     let kept = || {
         let (tree, kept) = (agent.tree(), retention(agent));
@@ -51,13 +51,13 @@ fn settled(agent: &Agent) {
 
 /// Waits until the source published something after `before`, and kept it.
 #[track_caller]
-fn published(agent: &Agent, before: &Value) -> Value {
+pub(super) fn published(agent: &Agent, before: &Value) -> Value {
     until("a publication", || agent.tree()["head"] != *before);
     settled(agent);
     agent.tree()["head"].clone()
 }
 
-fn id(head: &Value) -> String {
+pub(super) fn id(head: &Value) -> String {
     format!("{}.{}", head["epoch"], head["number"])
 }
 

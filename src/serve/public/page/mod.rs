@@ -269,6 +269,7 @@ fn state_class(node: &NodeStatus) -> &'static str {
         | State::Incomplete
         | State::Disconnected
         | State::Held
+        | State::RolledBack
         | State::Paused => "warn",
         State::Starting
         | State::Settling
