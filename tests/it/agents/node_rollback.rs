@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::cluster::{Agent, Cluster, noise, until, within};
 use super::public::{Port, open};
-use super::rollback::{id, published, settled};
+use super::rollback::{id, settled};
 
 /// A server that says yes to everything, and does not take over a tree whose `x` begins with `bad`, unless
 /// `tolerant` is there.
@@ -44,7 +44,9 @@ fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent, Port) {
     let port = open(&c, "b");
     let (a, b) = (c.start("a"), c.start("b"));
     a.order(&["wait", "t"]).code(0);
-    settled(&a);
+    if !source.contains("keep = 0") {
+        settled(&a);
+    }
     (c, a, b, port)
 }
 
@@ -56,7 +58,8 @@ fn bad(c: &Cluster, a: &Agent, round: u64) -> Value {
     c.scratch.write("a/tree/dir/large", noise(1_000 + round, 500_000));
     c.scratch.write("a/tree/new/file", "new");
     a.order(&["resume", "t"]).code(0);
-    published(a, &before)
+    until("a publication", || a.tree()["head"] != before && a.own()["state"] == "current");
+    a.tree()["head"].clone()
 }
 
 fn kept(c: &Cluster, node: &str) -> Value {
@@ -179,7 +182,13 @@ fn by_order_the_generation_is_tried_again() {
 
 #[test]
 fn what_the_source_does_not_keep_is_named_and_the_node_stays() {
-    let (c, a, b, port) = pair("keep = 0\n", "");
+    for activate in ["in-place", "swap"] {
+        nothing_kept(activate);
+    }
+}
+
+fn nothing_kept(activate: &str) {
+    let (c, a, b, port) = pair("keep = 0\n", &format!("activate = \"{activate}\"\n"));
     let second = bad(&c, &a, 2);
     let stays = || b.own()["error"]["what"].as_str().is_some_and(|e| e.contains("cannot be rolled back"));
     until("that it stays", stays);
@@ -205,6 +214,45 @@ fn what_the_source_does_not_keep_is_named_and_the_node_stays() {
     a.order(&["wait", "t"]).code(0);
     c.assert_converges(&a, &b, ("a", "b"));
     assert_eq!(b.own()["error"], Value::Null);
+}
+
+#[test]
+fn a_tree_that_is_swapped_goes_back_as_a_whole() {
+    let (c, a, b, _) = pair("", "activate = \"swap\"\n");
+    let old = c.digest("b");
+    let second = bad(&c, &a, 2);
+    b.wait_for_state("rolled-back");
+    assert_eq!((c.digest("b"), c.scratch.read("b/served/x")), (old, b"good 1".to_vec()));
+    c.scratch.write("b/tolerant", "");
+    b.order(&["refresh", "t", "--force"]).code(0);
+    until("the newest generation", || b.own()["consistent"] == true && b.own()["generation"] == second);
+    assert_eq!(c.digest("b"), c.digest("a"));
+}
+
+#[test]
+fn from_a_generation_that_the_server_had_until_it_was_told_again_it_goes_back_too() {
+    let (c, a, b, port) = pair("keep = 5\n", "max-lag = \"1s\"\n");
+    let (first, old) = (a.tree()["head"].clone(), c.digest("b"));
+    c.scratch.write("a/tree/x", "good 2");
+    a.order(&["wait", "t"]).code(0);
+    settled(&a);
+    let verify = c.path().join("b/verify");
+    let text = std::fs::read_to_string(&verify).unwrap();
+    let picky = format!("grep -q '^good 1' {} || exit 1\n", c.tree("b").join("x").display());
+    std::fs::write(&verify, text + &picky).unwrap();
+    c.scratch.write("b/tree/dir/same", "drift");
+    b.wait_for_state("rolled-back");
+    assert_eq!(c.digest("b"), old, "{:?} {:?} {}", c.scratch.read("b/tree/x"), c.scratch.read("b/tree/dir/same"), b.log_text());
+    // nothing says that it has what it went back from
+    until("the source knowing", || a.row("b")["generation"] == first);
+    let own = b.own();
+    assert_eq!((&own["generation"], &own["applied"], &own["consistent"]), (&first, &first, &json!(false)));
+    a.order(&["wait", "t", "--timeout", "300ms"]).code(7);
+    assert!(!within(Duration::from_millis(1_500), || port.get("/ha/health").status != 200), "{:#}", b.own());
+    std::fs::write(&verify, "#!/bin/sh\nexit 0\n").unwrap();
+    c.scratch.write("a/tree/x", "good 3");
+    a.order(&["wait", "t"]).code(0);
+    c.assert_converges(&a, &b, ("a", "b"));
 }
 
 #[test]
