@@ -12,13 +12,24 @@ use std::sync::atomic::Ordering;
 
 use super::engine::{Engine, Session};
 use super::{MirrorTree, Order, Shared};
-use crate::agent::orders::RolledBack;
+use crate::agent::orders::{Orders, RolledBack};
+use crate::config::{OnFailure, Refresh, Verify};
 use crate::disk::wall_ms;
 use crate::error::{Class, Error, PathError, Result};
 use crate::model::{self, Digest, GenId, Generation, TreePath};
 
 /// What is gone is named up to so many paths.
 const NAMED: usize = 3;
+
+/// An order to go back counts only while the configuration says that a node does that.
+pub(super) fn drop_unless_configured(orders: &mut Orders, rules: &[Refresh]) {
+    let goes_back = |verify: &Verify| verify.on_failure == OnFailure::Rollback;
+    if !rules.iter().filter_map(|rule| rule.verify.as_ref()).any(goes_back)
+        && let Some(back) = &mut orders.rolled_back
+    {
+        back.over = true;
+    }
+}
 
 impl Shared {
     /// What the tree is to be: the newest generation, or the one that it went back to.
@@ -61,6 +72,12 @@ impl Shared {
             None => format!("is rolled back from generation {from} to {to}: {why}"),
         };
         Some(model::Trouble { what, for_ms: back.for_ms(wall_ms()) })
+    }
+
+    /// There is no reason to go back any more.
+    pub(super) fn forget_stay(&mut self) {
+        self.stays.clear();
+        self.stays_at = None;
     }
 
     /// What was late before the node went back is not late any more, for there is nothing that it should have.
@@ -114,8 +131,7 @@ impl MirrorTree {
         {
             let mut shared = self.shared();
             if shared.stays_at.is_some_and(|stays| stays != id) {
-                shared.stays.clear();
-                shared.stays_at = None;
+                shared.forget_stay();
             }
             if !shared.orders.rolled_back.as_ref().is_some_and(past) {
                 return;

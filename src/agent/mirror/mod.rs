@@ -177,7 +177,8 @@ impl MirrorTree {
         let path = super::paths::destination(&config.path)?;
         let state = TreeState::open(state_dir, &path)?;
         let (orders_to, inbox) = channel();
-        let orders = Orders::read(&state);
+        let mut orders = Orders::read(&state);
+        back::drop_unless_configured(&mut orders, &config.refresh);
         let mut deferred = Deferred::default();
         let now = boot_ms();
         match &orders.paused {
@@ -291,6 +292,9 @@ impl MirrorTree {
             // what it went back from is not here any more
             let complete = refresher.complete().min(self.shared().applied);
             self.mark_complete(complete);
+            if !refresher.is_open() {
+                self.shared().forget_stay();
+            }
             self.news.notify_one();
         }
     }

@@ -138,6 +138,18 @@ fn over_restarts_it_stays_where_it_went_back_to_and_remembers_what_it_saw() {
     assert_eq!(std::fs::read_to_string(c.path().join("b/told")).unwrap(), told, "nothing changed");
     assert_eq!(kept(&c, "b")["rolled_back"]["from"], second);
     until("that it takes traffic", || port.get("/ha/health").status == 200);
+    // who does not want it any more changes the configuration
+    drop(b);
+    c.edit("b", "\"rollback\"", "\"alert\"");
+    let b = c.start("b");
+    until("the newest generation", || b.own()["refresh"]["state"] == "verify-failed");
+    assert_eq!(b.own()["applied"], second);
+    drop(b);
+    c.edit("b", "\"alert\"", "\"rollback\"");
+    let b = c.start("b");
+    // a failed verify is a failed verify, whenever it is configured what follows from it
+    b.order(&["refresh", "t", "--force"]);
+    b.wait_for_state("rolled-back");
     // a source that lost the newest generation is found out, although an older one is in place here
     drop(b);
     a.stop();
@@ -242,7 +254,14 @@ fn from_a_generation_that_the_server_had_until_it_was_told_again_it_goes_back_to
     std::fs::write(&verify, text + &picky).unwrap();
     c.scratch.write("b/tree/dir/same", "drift");
     b.wait_for_state("rolled-back");
-    assert_eq!(c.digest("b"), old, "{:?} {:?} {}", c.scratch.read("b/tree/x"), c.scratch.read("b/tree/dir/same"), b.log_text());
+    assert_eq!(
+        c.digest("b"),
+        old,
+        "{:?} {:?} {}",
+        c.scratch.read("b/tree/x"),
+        c.scratch.read("b/tree/dir/same"),
+        b.log_text()
+    );
     // nothing says that it has what it went back from
     until("the source knowing", || a.row("b")["generation"] == first);
     let own = b.own();
