@@ -147,7 +147,9 @@ impl Shared {
     /// Milliseconds of lag: the age of the oldest generation that is published and not complete here, without the time
     /// in which the tree was paused, refused or rolled back, or the source could not be heard.
     fn lag_ms(&self, now: u64) -> Option<u64> {
-        self.lag.lag_ms(now).map(|age| self.deferred.counted(age, now))
+        // who went back begins to count anew, and lacks nothing until the source says what is newer
+        let anew = || (self.connected && self.gone_back().is_some()).then_some(0);
+        self.lag.lag_ms(now).map(|age| self.deferred.counted(age, now)).or_else(anew)
     }
 
     /// To be called whenever one of these may have changed.
