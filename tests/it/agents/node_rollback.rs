@@ -43,7 +43,8 @@ fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent, Port) {
     c.mirror("b", "a", &format!("{mirror}{rule}"));
     let port = open(&c, "b");
     let (a, b) = (c.start("a"), c.start("b"));
-    a.order(&["wait", "t"]).code(0);
+    // the source may not have heard of it yet
+    until("the first generation", || b.own()["consistent"] == true);
     if !source.contains("keep = 0") {
         settled(&a);
     }
