@@ -302,6 +302,24 @@ fn a_node_is_rolled_back_once_for_each_generation() {
 }
 
 #[test]
+fn what_was_gone_back_from_is_gone_back_from_again_when_it_is_in_place_again() {
+    let mut m = machine(vec![Rule { retry_max: 1, ..verified("a", OnFailure::Rollback, 0) }]);
+    let mut orders = Vec::new();
+    for (number, base) in [(2, 0), (1, 100_000), (2, 200_000)] {
+        m.applied(id(number), paths(&["x"]));
+        assert_eq!(m.rolls_back(), None);
+        for result in [Ok(()), bad()] {
+            let order = runs(&mut m, base);
+            orders.extend(m.finished(order.id, result, now(base)));
+        }
+        assert_eq!(m.rolls_back(), Some(id(number)), "also for who asks later");
+    }
+    assert_eq!(orders, [id(2), id(1), id(2)]);
+    assert_eq!(m.force(true), Ok(Forced::Begun));
+    assert_eq!(m.rolls_back(), None);
+}
+
+#[test]
 fn by_order_a_server_that_did_not_agree_is_told_again() {
     let mut m = machine(vec![verified("a", OnFailure::Alert, 0)]);
     assert_eq!(m.force(true), Err("no generation is in place yet"));

@@ -274,6 +274,17 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_went_back_has_what_it_went_back_to_and_says_why() {
+        let mut b = node("b", 4);
+        (b.state, b.consistent) = (State::RolledBack, false);
+        let what = "rolled back from generation 1.5: server: no".into();
+        b.error = Some(crate::model::Trouble { what, for_ms: 1 });
+        assert_eq!(lacks(&b, id(4)), None);
+        let why = lacks(&b, id(5)).unwrap();
+        assert_eq!(why, "rolled back from generation 1.5: server: no; has generation 1.4");
+    }
+
+    #[test]
     fn nobody_at_all_is_an_error() {
         let none = judge(&tree(vec![]), &BTreeSet::new(), &Scope::Zone("z".into()), Some(id(1)));
         assert_eq!(none.unwrap_err().class, Class::Config);
