@@ -308,9 +308,9 @@ fn what_was_gone_back_from_is_gone_back_from_again_when_it_is_in_place_again() {
     for (number, base) in [(2, 0), (1, 100_000), (2, 200_000)] {
         m.applied(id(number), paths(&["x"]));
         assert_eq!(m.rolls_back(), None);
-        for result in [Ok(()), bad()] {
-            let order = runs(&mut m, base);
-            orders.extend(m.finished(order.id, result, now(base)));
+        for (result, after) in [(Ok(()), 0), (bad(), 0), (bad(), 2000)] {
+            let order = runs(&mut m, base + after);
+            orders.extend(m.finished(order.id, result, now(base + after)));
         }
         assert_eq!(m.rolls_back(), Some(id(number)), "also for who asks later");
     }
