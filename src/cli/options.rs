@@ -25,11 +25,11 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-    0  done                              5  verify found drift
-    1  failed                            6  the lock is held by another run
-    2  usage or configuration            7  time-out
-    3  partly done, see the paths named  130  interrupted
-    4  refused by a guard, nothing was changed";
+    0  done                                     5  verify found drift
+    1  failed                                   6  the lock is held by another run
+    2  usage or configuration                   7  time-out
+    3  partly done, see the paths named         125  hold itself failed; else its command's own code
+    4  refused by a guard, nothing was changed  130  interrupted";
 
 /// The commands.
 #[derive(Debug, Subcommand)]

@@ -1,10 +1,10 @@
 //! The service runs in a sandbox in which it can write nothing but its own state. `syncagent config systemd` prints
-//! what has to be opened for the trees of a configuration, and no more.
+//! what has to be opened for the trees and refreshes of a configuration, and no more.
 
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
 
-use crate::config::{Activate, Config, Endpoint, Role, Tree};
+use crate::config::{Action, Activate, Ask, Config, Endpoint, Role, SignalTo, Tree, Value};
 use crate::disk::is_mount_root;
 use crate::model::escaped;
 
@@ -41,6 +41,8 @@ pub(super) fn seen(path: &Path) -> Seen {
 struct Opened {
     lines: String,
     real: Vec<PathBuf>,
+    /// What the lines open.
+    writable: Vec<PathBuf>,
     whole_system: bool,
     warnings: Vec<String>,
 }
@@ -50,6 +52,18 @@ pub(super) fn drop_in(config: &Config, look: &dyn Fn(&Path) -> Seen) -> (String,
     let mut o = Opened::default();
     for tree in &config.trees {
         o.tree(tree, look);
+    }
+    for (what, dir) in config.trees.iter().flat_map(touched) {
+        let there = look(dir);
+        if !there.exists {
+            o.warnings
+                .push(format!("{what}: {} does not exist; make it before the service starts", escaped(dir)));
+        }
+        // what is open already: the tree itself, or the same for another refresh
+        let open = OPEN.map(Path::new).into_iter().chain(o.writable.iter().map(PathBuf::as_path));
+        if !open.into_iter().any(|open| there.real.starts_with(open)) {
+            o.open(&what, dir, &there);
+        }
     }
     let data = match &config.listen.data {
         Some(Endpoint::Unix(path)) => path.parent(),
@@ -63,7 +77,7 @@ pub(super) fn drop_in(config: &Config, look: &dyn Fn(&Path) -> Seen) -> (String,
         }
     }
     let mut out = format!(
-        "# Lets syncagent.service write the trees of its configuration. Written by `syncagent config systemd`; after a\n\
+        "# Lets syncagent.service write what its configuration names. Written by `syncagent config systemd`; after a\n\
          # change of trees:\n\
          #   syncagent config systemd > {FILE}\n\
          #   systemctl daemon-reload && systemctl restart syncagent\n\
@@ -73,7 +87,8 @@ pub(super) fn drop_in(config: &Config, look: &dyn Fn(&Path) -> Seen) -> (String,
     if o.whole_system {
         out += "# one of them needs the root directory; /usr, /boot and /etc stay read-only\nProtectSystem=full\n";
     }
-    let read = config.tls.iter().flat_map(|tls| [&tls.cert, &tls.key, &tls.ca]).map(|f| look(f).real);
+    let tls = config.tls.iter().flat_map(|tls| [&tls.cert, &tls.key, &tls.ca]).map(PathBuf::as_path);
+    let read = tls.chain(config.trees.iter().flat_map(read)).map(|f| look(f).real);
     let read: Vec<PathBuf> = read.collect();
     let under = |places: &[&str], paths: &[PathBuf]| {
         paths.iter().any(|path| places.iter().any(|place| path.starts_with(place)))
@@ -85,13 +100,65 @@ pub(super) fn drop_in(config: &Config, look: &dyn Fn(&Path) -> Seen) -> (String,
     if under(&TEMPORARY, &o.real) || under(&TEMPORARY, &read) {
         out += "# /tmp is everybody's, not one of the service's own\nPrivateTmp=no\n";
     }
-    if matches!(config.listen.data, Some(Endpoint::Tcp(address)) if (1..1024).contains(&address.port())) {
-        out += "# listen.data: a port below 1024\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n";
+    let data = match &config.listen.data {
+        Some(Endpoint::Tcp(address)) => Some(*address),
+        _ => None,
+    };
+    let ports =
+        [("data", data), ("public", config.listen.public), ("agent-check", config.listen.agent_check)];
+    if let Some((key, _)) = ports.iter().find(|(_, a)| a.is_some_and(|a| (1..1024).contains(&a.port()))) {
+        let _ =
+            write!(out, "# listen.{key}: a port below 1024\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n");
     }
     if config.trees.iter().any(|t| t.setid) {
         out += "# setid = true: setuid and setgid bits are set\nRestrictSUIDSGID=no\n";
     }
     (out, o.warnings)
+}
+
+/// The directories in which a tree's refreshes touch a file, and for whom. The directory, because the file is made
+/// when it is missing.
+fn touched(tree: &Tree) -> impl Iterator<Item = (String, &Path)> {
+    tree.refresh.iter().filter_map(|refresh| match &refresh.action {
+        Action::Touch(file) => {
+            Some((format!("tree {}, refresh {}", tree.name, refresh.name), file.parent()?))
+        }
+        _ => None,
+    })
+}
+
+/// The files that a tree's refreshes read or run.
+fn read(tree: &Tree) -> Vec<&Path> {
+    let mut files: Vec<&PathBuf> = Vec::new();
+    let mut programs: Vec<&str> = Vec::new();
+    for refresh in &tree.refresh {
+        let asked = refresh.verify.as_ref().map(|v| &v.ask);
+        let told = match &refresh.action {
+            Action::Http(http) => Some(http),
+            Action::Exec(words) => {
+                programs.extend(words.first().map(String::as_str));
+                None
+            }
+            Action::Signal { to: SignalTo::PidFile(file), .. } => {
+                files.push(file);
+                None
+            }
+            _ => None,
+        };
+        if let Some(Ask::Exec(words)) = asked {
+            programs.extend(words.first().map(String::as_str));
+        }
+        let asked = asked.and_then(|ask| if let Ask::Http(http) = ask { Some(http) } else { None });
+        for http in told.into_iter().chain(asked) {
+            files.extend(&http.ca);
+            files.extend(http.identity.iter().flat_map(|(cert, key)| [cert, key]));
+            files.extend(http.headers.iter().filter_map(|(_, value)| match value {
+                Value::File(file) => Some(file),
+                _ => None,
+            }));
+        }
+    }
+    files.into_iter().map(PathBuf::as_path).chain(programs.into_iter().map(Path::new)).collect()
 }
 
 impl Opened {
@@ -130,6 +197,7 @@ impl Opened {
         // a path below a mount would be mounted once more in the sandbox, which then would not notice that the file
         // system is gone; partitions such as /home stay, and hold too much else
         let mount = there.mount.as_deref().filter(|m| m.components().count() > 2 && *m != there.real);
+        let opened = mount.unwrap_or(&there.real).to_owned();
         let (path, note) = match mount {
             Some(mount) => {
                 (mount, format!(" ({}): all of its file system, so that a lost mount is seen", escaped(path)))
@@ -140,6 +208,7 @@ impl Opened {
             self.whole_system = true;
             return;
         }
+        self.writable.push(opened);
         match word(path) {
             Some(word) => {
                 let _ = write!(self.lines, "# {what}{note}\nReadWritePaths={word}\n");
@@ -214,6 +283,37 @@ mod tests {
     }
 
     #[test]
+    fn what_a_refresh_touches_is_opened_too() {
+        let touch =
+            |file: &str| mirror("m", "/opt/m", "") + &format!("[[tree.m.refresh]]\ntouch = \"{file}\"\n");
+        let got = settings(&touch("/opt/wso2/conf/refresh"), &there);
+        assert_eq!(got, ["ReadWritePaths=-/opt/m", "ReadWritePaths=-/opt/wso2/conf"]);
+        // twice the same, and what the unit opens by itself
+        let twice = touch("/home/app/x") + "[[tree.m.refresh]]\ntouch = \"/home/app/y\"\n";
+        let got = settings(&twice, &there);
+        assert_eq!(got, ["ReadWritePaths=-/opt/m", "ReadWritePaths=-/home/app", "ProtectHome=read-only"]);
+        assert_eq!(settings(&touch("/run/syncagent/x"), &there), ["ReadWritePaths=-/opt/m"]);
+        let missing = |p: &Path| Seen { exists: !p.ends_with("conf"), ..there(p) };
+        let (_, warnings) = of(&touch("/opt/wso2/conf/refresh"), &missing);
+        assert!(warnings[0].contains("refresh touch: /opt/wso2/conf does not exist"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_a_refresh_reads_or_runs_can_be_seen() {
+        let of = |keys: &str| {
+            settings(&(mirror("m", "/opt/m", "") + "[[tree.m.refresh]]\n" + keys), &there).join("\n")
+        };
+        assert!(of("exec = [\"/home/app/reload\"]").contains("ProtectHome=read-only"));
+        assert!(of("signal = { signal = \"HUP\", pid-file = \"/tmp/pid\" }").contains("PrivateTmp=no"));
+        let header =
+            "http = { url = \"http://localhost/\", headers = { X-Token = { file = \"/root/token\" } } }";
+        assert!(of(header).contains("ProtectHome=read-only"));
+        let verify = "exec = [\"/usr/bin/true\"]\nverify = { exec = [\"/root/asks\"] }";
+        assert!(of(verify).contains("ProtectHome=read-only"));
+        assert_eq!(of("exec = [\"/usr/bin/true\"]"), "ReadWritePaths=-/opt/m");
+    }
+
+    #[test]
     fn homes_temporary_directories_and_setgid_bits_loosen_what_would_be_in_their_way() {
         let got = settings(&mirror("m", "/home/app/tree", "setid = true"), &there);
         assert_eq!(got, ["ReadWritePaths=-/home/app/tree", "ProtectHome=read-only", "RestrictSUIDSGID=no"]);
@@ -257,6 +357,10 @@ mod tests {
         };
         assert!(of(443).ends_with("\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n"), "{}", of(443));
         assert!(!of(7420).contains("CAP_"));
+        let text = "[listen]\npublic = \"0.0.0.0:80\"\nagent-check = \"0.0.0.0:81\"\n".to_owned();
+        let text = "[node]\nid = \"a\"\n".to_owned() + &text + &mirror("m", "/srv/m", "");
+        let (text, _) = drop_in(&Config::parse(&text).config.unwrap(), &there);
+        assert!(text.contains("# listen.public: a port below 1024\nCapabilityBoundingSet="), "{text}");
     }
 
     #[test]
