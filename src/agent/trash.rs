@@ -93,6 +93,18 @@ pub enum TrashAnswer {
     },
 }
 
+/// What to do when a directory beside the tree cannot be written, which in a service's sandbox is the rule.
+fn not_here(mut e: Error, to: &Path) -> Error {
+    if e.errno() == Some(rustix::io::Errno::ROFS) {
+        e.what = format!(
+            "{} is read-only for the agent. The same command with the path of the tree instead of its name does without              the agent (syncagent trash /PATH/OF/TREE restore ... --to DIR). It could not {}",
+            escaped(to),
+            e.what
+        );
+    }
+    e
+}
+
 /// Why nothing may be restored into the tree.
 pub(super) enum Into {
     /// It may.
@@ -182,7 +194,7 @@ impl Trash<'_> {
         let (to, work) = match (&elsewhere, &self.into) {
             (Some(path), _) => {
                 let cannot = || format!("open {} (--to)", escaped(path));
-                opened = ensure_dir_all(path, 0o755).context(cannot)?;
+                opened = ensure_dir_all(path, 0o755).context(cannot).map_err(|e| not_here(e, path))?;
                 (&opened, None)
             }
             (None, Into::Allowed) => (self.root, Some(self.control)),
@@ -209,7 +221,11 @@ impl Trash<'_> {
             return Err(Error::new(Class::Refused, what));
         }
         for one in &found {
-            let done = one.restore(to, work)?;
+            let done = one.restore(to, work);
+            let done = match &elsewhere {
+                Some(path) => done.map_err(|e| not_here(e, path))?,
+                None => done?,
+            };
             sum.files += done.files;
             sum.bytes += done.bytes;
         }

@@ -60,7 +60,7 @@ fn kept(r: &Retention) -> String {
     }
     let how = if r.clones { "as clones" } else { "as copies" };
     let mut line = format!(
-        "kept for rollbacks: {} generations before the current one, {} files {how}, {} (bound: {})",
+        "kept for rollbacks, of up to {} generations before the current one: {} files {how}, {} (bound: {})",
         r.generations,
         r.files,
         human(r.bytes),

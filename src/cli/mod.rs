@@ -8,6 +8,7 @@ mod explain;
 mod generate;
 mod history;
 mod hold;
+mod journal;
 mod notify;
 mod options;
 mod output;

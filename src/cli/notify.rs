@@ -125,7 +125,9 @@ fn tree(tree: &TreeStatus, own: Option<&NodeStatus>) -> String {
     } else {
         words += &own.lag_ms.map_or_else(|| ", lag unknown".into(), |ms| format!(", lag {}", lag(ms)));
     }
+    let server = own.refresh.as_ref().and_then(|r| r.error.as_ref());
     let why = own.error.as_ref().map(|e| &e.what).or(own.plan.as_ref().map(|p| &p.reason));
+    let why = why.or(server.map(|e| &e.what));
     if let Some(why) = why {
         let why = shown(why);
         let cut = why.char_indices().nth(WORDS).map_or(why.as_str(), |(at, _)| &why[..at]);
@@ -142,7 +144,7 @@ fn lag(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Trouble;
+    use crate::model::{RefreshStatus, Trouble};
 
     fn frozen() -> Status {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/status/schema-1.json");
@@ -157,6 +159,17 @@ mod tests {
             "assets: refused 1.42, 2 of 3 mirrors connected (900 of 1204 files would be deleted, more than max-delete \
              = 25% allows); deploy: current 3.7, lag 0 s"
         );
+    }
+
+    #[test]
+    fn what_the_local_server_said_is_told() {
+        let mut status = frozen();
+        status.trees.remove(0);
+        let own = &mut status.trees[0].nodes[0];
+        own.state = State::Refreshing;
+        let error = Some(Trouble { what: "orders: answered 500".into(), for_ms: 1 });
+        own.refresh = Some(RefreshStatus { error, ..RefreshStatus::default() });
+        assert_eq!(line(&status), "deploy: refreshing 3.7, lag 0 s (orders: answered 500)");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::config::load;
 use super::exit::Exit;
 use super::options::RunArgs;
-use super::{notify, sandbox};
+use super::{journal, notify, sandbox};
 use crate::agent::Agent;
 use crate::config::{Config, Log, LogFormat};
 use crate::error::{Context as _, Error, Result};
@@ -49,6 +49,9 @@ fn start_log(log: &Log) -> Result<()> {
         .with_ansi(super::coloured())
         .with_target(false);
     match log.format {
+        LogFormat::Text if journal::is_journal(std::io::stderr()) => {
+            builder.event_format(journal::Journal::new()).init();
+        }
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }

@@ -289,7 +289,7 @@ mod tests {
         let got = settings(&touch("/opt/wso2/conf/refresh"), &there);
         assert_eq!(got, ["ReadWritePaths=-/opt/m", "ReadWritePaths=-/opt/wso2/conf"]);
         // twice the same, and what the unit opens by itself
-        let twice = touch("/home/app/x") + "[[tree.m.refresh]]\ntouch = \"/home/app/y\"\n";
+        let twice = touch("/home/app/x") + "[[tree.m.refresh]]\nname = \"y\"\ntouch = \"/home/app/y\"\n";
         let got = settings(&twice, &there);
         assert_eq!(got, ["ReadWritePaths=-/opt/m", "ReadWritePaths=-/home/app", "ProtectHome=read-only"]);
         assert_eq!(settings(&touch("/run/syncagent/x"), &there), ["ReadWritePaths=-/opt/m"]);

@@ -1,6 +1,7 @@
 //! `syncagent wait`: asks the agent in short turns, so that a signal is heeded at once and a restart of the agent
 //! does not end the wait.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -78,24 +79,44 @@ fn told(args: &WaitArgs, waited: &Waited, exit: Exit) -> Result<Exit> {
         say(&document.to_string())?;
         return Ok(exit);
     }
-    let generation = waited.generation.map_or("nothing yet".into(), |g| format!("generation {g}"));
-    if exit == Exit::Done {
-        let nodes = waited.consistent.len();
-        say(&format!(
-            "{}: {generation} on {nodes} {}",
-            args.tree,
-            if nodes == 1 { "node" } else { "nodes" }
-        ))?;
-        return Ok(exit);
-    }
-    let all = waited.missing.iter().map(|(node, _)| node).collect::<std::collections::BTreeSet<_>>().len();
-    say(&format!(
-        "{}: {generation} is not on {all} of {} nodes:",
-        args.tree,
-        waited.consistent.len() + waited.missing.len()
-    ))?;
-    for (node, why) in &waited.missing {
-        say(&format!("  {node}: {why}"))?;
+    say(&sentence(&args.tree, waited, exit))?;
+    if exit != Exit::Done {
+        for (node, why) in &waited.missing {
+            say(&format!("  {node}: {why}"))?;
+        }
     }
     Ok(exit)
+}
+
+/// What came of it, in a line.
+fn sentence(tree: &str, waited: &Waited, exit: Exit) -> String {
+    let Some(generation) = waited.generation else {
+        return format!("{tree}: what was written is not a generation yet:");
+    };
+    let has = waited.consistent.len();
+    if exit == Exit::Done {
+        let noun = if has == 1 { "node" } else { "nodes" };
+        return format!("{tree}: generation {generation} on {has} {noun}");
+    }
+    let lack = waited.missing.iter().map(|(node, _)| node).collect::<BTreeSet<_>>().len();
+    format!("{tree}: generation {generation} is not on {lack} of {} nodes:", has + lack)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{GenId, NodeId};
+
+    #[test]
+    fn what_nobody_could_get_is_not_counted_by_nodes() {
+        let node = |id: &str| NodeId::new(id).unwrap();
+        let missing = vec![(node("a"), "held".into()), (node("c"), "never heard".into())];
+        let mut waited = Waited { missing, ..Waited::default() };
+        assert_eq!(sentence("t", &waited, Exit::TimedOut), "t: what was written is not a generation yet:");
+        waited.generation = Some(GenId { epoch: 1, number: 42 });
+        waited.consistent = vec![node("b")];
+        assert_eq!(sentence("t", &waited, Exit::TimedOut), "t: generation 1.42 is not on 2 of 3 nodes:");
+        waited.missing.clear();
+        assert_eq!(sentence("t", &waited, Exit::Done), "t: generation 1.42 on 1 node");
+    }
 }

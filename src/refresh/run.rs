@@ -181,7 +181,15 @@ fn send(file: &Path, signal: Signal) -> Result<(), String> {
 /// nothing but files.
 fn touch(path: &Path) -> Result<(), String> {
     let shown = escaped(path);
-    let failed = |e: std::io::Error| format!("cannot touch {shown}: {e}");
+    let failed = |e: std::io::Error| {
+        let hint = match e.kind() {
+            std::io::ErrorKind::ReadOnlyFilesystem => {
+                "; the service's sandbox is opened by `syncagent config systemd`, see operations.md"
+            }
+            _ => "",
+        };
+        format!("cannot touch {shown}: {e}{hint}")
+    };
     let flags =
         (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits();
     let open = std::fs::OpenOptions::new()

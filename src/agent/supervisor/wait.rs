@@ -80,6 +80,8 @@ impl Agent {
             let mut waited = judge(&status, &expected, &wait.scope, target)?;
             waited.token = token;
             if target.is_none() {
+                // nobody has what nobody could get
+                waited.consistent.clear();
                 waited.missing.insert(0, (lock(&self.config).node.id.clone(), unpublished(&status)));
             }
             if waited.missing.is_empty() || Instant::now() >= end {

@@ -1,7 +1,8 @@
 //! The picture of the agent's state that the public port answers from, and the course of the lag.
 //!
-//! A thread of its own takes it, when somebody asks and the last one is not fresh. Who asks waits for a new one only
-//! for a moment, and takes the last one otherwise: whatever the agent is at, an answer comes in time.
+//! A thread of its own takes it, when somebody asks and the last one is not fresh, and each second. Who asks waits for
+//! a new one only for a moment, and takes the last one otherwise: whatever the agent is at, an answer comes in time, and
+//! one who asks rarely does not get what was true when it asked last.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -19,6 +20,8 @@ use crate::model::Status;
 const FRESH: u64 = 100;
 /// A new one is waited for so long; answers come within 5 ms.
 const PATIENCE: Duration = Duration::from_millis(2);
+/// One is taken so often when nobody asks.
+const IDLE: Duration = Duration::from_secs(1);
 /// After each picture the thread rests so many times as long as it took.
 const REST: u32 = 4;
 const REST_MAX: Duration = Duration::from_secs(2);
@@ -82,28 +85,34 @@ impl Viewer {
 /// # Errors
 /// The thread cannot be started.
 pub(super) fn start(agent: &Arc<Agent>) -> Result<Viewer> {
+    let agent = agent.clone();
+    start_by(move || View { status: agent.status(), at: boot_ms() })
+}
+
+fn start_by(take: impl Fn() -> View + Send + 'static) -> Result<Viewer> {
     let (asks, asked) = sync_channel(1);
-    let (sender, newest) = watch::channel(Arc::new(take(agent)));
+    let (sender, newest) = watch::channel(Arc::new(take()));
     let courses = Arc::new(Mutex::new(Courses::default()));
-    let (agent, its) = (agent.clone(), courses.clone());
-    let run = move || look(&agent, &asked, &sender, &its);
+    let its = courses.clone();
+    let run = move || look(&take, &asked, &sender, &its);
     std::thread::Builder::new().name("public view".into()).spawn(run).context(|| "start a thread".into())?;
     Ok(Viewer { asks, newest, courses })
 }
 
-fn take(agent: &Agent) -> View {
-    View { status: agent.status(), at: boot_ms() }
-}
-
-fn look(agent: &Agent, asked: &Receiver<()>, newest: &watch::Sender<Arc<View>>, courses: &Mutex<Courses>) {
+fn look(
+    take: &dyn Fn() -> View,
+    asked: &Receiver<()>,
+    newest: &watch::Sender<Arc<View>>,
+    courses: &Mutex<Courses>,
+) {
     let mut next = Instant::now();
     loop {
-        match asked.recv_timeout(next.saturating_duration_since(Instant::now())) {
+        match asked.recv_timeout(next.saturating_duration_since(Instant::now()).min(IDLE)) {
             Err(RecvTimeoutError::Disconnected) => return,
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
         }
         let begun = Instant::now();
-        let view = Arc::new(take(agent));
+        let view = Arc::new(take());
         if begun >= next {
             lock(courses).add(&view.status);
             next = begun + STEP;
@@ -174,6 +183,20 @@ mod tests {
         courses.add(&status);
         assert_eq!(courses.of("assets", "app3.example.com"), []);
         assert_eq!(courses.of("assets", "app2.example.com").len(), 240);
+    }
+
+    #[tokio::test]
+    async fn one_who_asks_for_the_first_time_in_a_while_gets_no_old_picture() {
+        // a picture takes longer than anybody waits for it
+        let slow = || {
+            std::thread::sleep(PATIENCE * 10);
+            View { status: status(), at: boot_ms() }
+        };
+        let viewer = start_by(slow).unwrap();
+        // what is tested is that time passes and nobody asks
+        tokio::time::sleep(IDLE * 4).await;
+        let age = boot_ms() - viewer.look().await.at;
+        assert!(Duration::from_millis(age) < IDLE * 3, "{age} ms old");
     }
 
     #[test]
