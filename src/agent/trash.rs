@@ -97,7 +97,8 @@ pub enum TrashAnswer {
 fn not_here(mut e: Error, to: &Path) -> Error {
     if e.errno() == Some(rustix::io::Errno::ROFS) {
         e.what = format!(
-            "{} is read-only for the agent. The same command with the path of the tree instead of its name does without              the agent (syncagent trash /PATH/OF/TREE restore ... --to DIR). It could not {}",
+            "{} is read-only for the agent; the same command with the tree's path instead of its name does without the \
+             agent (syncagent trash /PATH/OF/TREE restore ... --to DIR): {}",
             escaped(to),
             e.what
         );

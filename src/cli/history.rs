@@ -9,6 +9,7 @@ use super::exit::Exit;
 use super::options::AgentArgs;
 use super::output::human;
 use super::output_failed;
+use super::status::count;
 use crate::agent::{HistoryEntry, Retention};
 use crate::error::{Error, Result};
 use crate::model::escape;
@@ -60,15 +61,18 @@ fn kept(r: &Retention) -> String {
     }
     let how = if r.clones { "as clones" } else { "as copies" };
     let mut line = format!(
-        "kept for rollbacks, of up to {} generations before the current one: {} files {how}, {} (bound: {})",
+        "kept for rollbacks, of up to {} generations before the current one: {} {how}, {} (bound: {})",
         r.generations,
-        r.files,
+        count(r.files, "file"),
         human(r.bytes),
         human(r.limit)
     );
     if r.left_out > 0 {
-        line +=
-            &format!("; {} files of the current one are not kept, {}", r.left_out, human(r.left_out_bytes));
+        line += &format!(
+            "; {} of the current one not kept, {}",
+            count(r.left_out, "file"),
+            human(r.left_out_bytes)
+        );
     }
     if let Some(e) = &r.error {
         line += &format!("; {}", escape(e.as_bytes()));
@@ -97,7 +101,7 @@ fn text(e: &HistoryEntry) -> String {
         counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     let counts = if counts.is_empty() { "nothing changed".to_owned() } else { counts.join(", ") };
     line += &format!("  {}: {counts}; {}", escape(e.cause.to_string().as_bytes()), human(e.bytes));
-    line += &format!("; {} files, content {:.12}", e.files, e.content.to_string());
+    line += &format!("; {}, content {:.12}", count(e.files, "file"), e.content.to_string());
     if let (Some(at), Some(took)) = (&e.applied_at, e.took_ms) {
         line += &format!("; in place {at}, took {took} ms");
     }

@@ -13,7 +13,7 @@ use super::output_failed;
 use crate::error::{Class, Error, Result};
 use crate::model::Status;
 pub(crate) use table::table;
-pub(super) use table::{duration, name, shown};
+pub(super) use table::{count, duration, name, shown};
 
 /// A terminal's columns and rows.
 type Size = (u16, u16);

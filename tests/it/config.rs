@@ -96,6 +96,24 @@ fn the_example_is_sound() {
     assert_eq!(checked.err, "");
 }
 
+/// What `docs/operations.md` says to write on two nodes, with the refresh that it adds to both.
+#[test]
+fn the_configurations_of_the_operations_chapter_are_sound() {
+    let s = Scratch::new();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let text = std::fs::read_to_string(file).unwrap();
+    let blocks: Vec<&str> = text.split("```toml\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
+    let refresh = blocks.iter().find(|b| b.starts_with("[[tree.deploy.refresh]]")).unwrap();
+    let nodes: Vec<&&str> = blocks.iter().filter(|b| b.starts_with("[node]")).collect();
+    assert_eq!(nodes.len(), 2);
+    for node in nodes {
+        s.write("node.toml", format!("{node}\n{refresh}"));
+        let checked = config(&s, "check", "node.toml").code(0);
+        assert!(checked.out.ends_with("ok, 1 tree\n"), "{}{}", checked.out, checked.err);
+        assert_eq!(checked.err, "");
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_an_error_of_configuration() {
     let s = Scratch::new();

@@ -126,7 +126,9 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
         );
         say(BELOW, format!("syncagent approve {} {}", word(&tree.name), word(&plan.id)));
     }
-    if !tree.watch.native {
+    // a tree that just starts does not know yet
+    let starts = tree.nodes.iter().any(|n| n.node == status.node && n.state == State::Starting);
+    if !tree.watch.native && (tree.watch.reason.is_some() || !starts) {
         let why = tree.watch.reason.as_deref().unwrap_or("no reason given");
         say(2, format!("! changes are found by scanning, not by events: {}", shown(why)));
     }
@@ -290,7 +292,8 @@ fn word(text: &str) -> String {
     shlex::try_quote(&shown(text)).map(String::from).unwrap_or_default()
 }
 
-fn count(n: u64, what: &str) -> String {
+/// `1 file`, `2 files`.
+pub(in crate::cli) fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
