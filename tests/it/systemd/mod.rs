@@ -3,6 +3,7 @@
 mod container;
 mod faults;
 mod notify;
+mod operations;
 mod package;
 mod sandbox;
 mod trees;
