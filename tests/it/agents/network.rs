@@ -229,3 +229,35 @@ fn a_source_killed_while_both_mirrors_transfer_costs_them_only_what_was_on_the_w
         assert!(again < size / 4, "{again} bytes more than {size} were received");
     }
 }
+
+#[test]
+fn a_deploy_script_waits_for_three_hosts_and_is_told_which_is_cut_off() {
+    if !needs_root("a deploy script on three hosts") {
+        return;
+    }
+    let (c, agents) = three_hosts();
+    let deploy = |text: &str, timeout: &str| {
+        let script = format!(
+            "set -e; echo {text} > {tree}/app.xml; exec {program} wait t --timeout {timeout} --socket {socket}",
+            tree = c.tree("a").display(),
+            program = crate::support::program().display(),
+            socket = agents[0].socket.display()
+        );
+        let out = c.net().command("a", "sh").args(["-c", &script]).output().unwrap();
+        crate::support::Ran::from(out)
+    };
+    deploy("one", "20s").code(0);
+    for node in ["b", "c"] {
+        assert_eq!(c.scratch.read(format!("{node}/tree/app.xml")), b"one\n");
+    }
+    c.net().cut("c");
+    let begun = Instant::now();
+    let ran = deploy("two", "3s").code(7);
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(ran.out.contains("is not on 1 of 3 nodes") && ran.out.contains("\n  c: "), "{ran:?}");
+    assert_eq!(c.scratch.read("b/tree/app.xml"), b"two\n");
+    assert_eq!(c.scratch.read("c/tree/app.xml"), b"one\n");
+    c.net().heal("c");
+    agents[0].order(&["wait", "t", "--timeout", "60s"]).code(0);
+    assert_eq!(c.scratch.read("c/tree/app.xml"), b"two\n");
+}
