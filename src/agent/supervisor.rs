@@ -64,6 +64,8 @@ struct Running {
     role: Arc<dyn Role>,
     /// What the data port serves of it.
     serve: Option<Arc<dyn Serve>>,
+    /// It could not be started.
+    failed: bool,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -142,7 +144,9 @@ impl Agent {
 
     /// Starts a tree; what is wrong with it is its status.
     fn start_tree(&self, tree: Tree) {
-        let (role, serve) = self.role_of(&tree).unwrap_or_else(|e| {
+        let started = self.role_of(&tree);
+        let failed = started.is_err();
+        let (role, serve) = started.unwrap_or_else(|e| {
             tracing::error!(tree = tree.name, "{e}");
             let failed: Arc<dyn Role> =
                 Arc::new(FailedTree { config: tree.clone(), node: lock(&self.config).node.id.clone(), e });
@@ -151,7 +155,8 @@ impl Agent {
         if self.stop.is_cancelled() {
             role.stop();
         }
-        let before = lock(&self.trees).insert(tree.name.clone(), Running { config: tree, role, serve });
+        let before =
+            lock(&self.trees).insert(tree.name.clone(), Running { config: tree, role, serve, failed });
         // closing what it had open may touch a disk: not under the lock
         drop(before);
         self.set_served();
@@ -320,9 +325,11 @@ impl Agent {
             state_dir: old.state_dir,
             ..new.clone()
         };
-        // a mirror's connections carry the certificate
+        // a mirror's connections carry the certificate; what was in the way of a start may be gone
         let stays = |t: &Running| {
-            new.trees.contains(&t.config) && !(renewed && matches!(t.config.role, RoleConfig::Mirror(_)))
+            !t.failed
+                && new.trees.contains(&t.config)
+                && !(renewed && matches!(t.config.role, RoleConfig::Mirror(_)))
         };
         let ended = {
             let mut trees = lock(&self.trees);

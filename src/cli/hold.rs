@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -92,9 +92,14 @@ fn held(args: &HoldArgs) -> Result<u8> {
     let [program, rest @ ..] = args.command.as_slice() else {
         return Err(Error::new(Class::Config, "say what to run, after --"));
     };
-    let child = Arc::new(Mutex::new(None));
+    let child = Arc::new(Mutex::new(Caught::default()));
     forward_signals(&child)?;
     hold.begin(&shown(&args.command))?;
+    if lock(&child).before.is_some() {
+        // nothing was written
+        hold.end(|| HoldEnd::Publish)?;
+        return Err(Error::new(Class::Interrupted, "ended by a signal before the command was begun"));
+    }
     let spawned = Command::new(program).args(rest).spawn();
     let status = match spawned {
         Ok(running) => wait(&child, running)?,
@@ -133,9 +138,29 @@ fn shown(command: &[impl AsRef<OsStr>]) -> String {
     crate::model::escaped(Path::new(&short))
 }
 
+/// What signals are about.
+#[derive(Default)]
+struct Caught {
+    /// The command, while it runs.
+    child: Option<Pid>,
+    /// One that came when nothing ran.
+    before: Option<Signal>,
+}
+
+fn lock(caught: &Mutex<Caught>) -> MutexGuard<'_, Caught> {
+    caught.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Waits for the command, to which signals are handed on meanwhile.
-fn wait(child: &Mutex<Option<Pid>>, mut running: Child) -> Result<ExitStatus> {
-    let set = |pid| *child.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+fn wait(child: &Mutex<Caught>, mut running: Child) -> Result<ExitStatus> {
+    let set = |pid| {
+        let mut caught = lock(child);
+        caught.child = pid;
+        if let (Some(pid), Some(signal)) = (pid, caught.before.take()) {
+            // it may just have ended
+            let _ = kill_process(pid, signal);
+        }
+    };
     set(Some(Pid::from_child(&running)));
     // its number may be another process's once it was waited for
     let own = WaitId::Pid(Pid::from_child(&running));
@@ -147,21 +172,23 @@ fn wait(child: &Mutex<Option<Pid>>, mut running: Child) -> Result<ExitStatus> {
 }
 
 /// We live until the command ends: SIGTERM and SIGHUP are for it. The terminal sends it SIGINT itself.
-fn forward_signals(child: &Arc<Mutex<Option<Pid>>>) -> Result<()> {
+fn forward_signals(child: &Arc<Mutex<Caught>>) -> Result<()> {
     let cannot = |e| Error::io(e, "cannot handle signals");
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(cannot)?;
     let child = child.clone();
     let forward = move || {
         for signal in signals.forever() {
-            let pid = child.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut caught = lock(&child);
             let signal = match signal {
                 SIGTERM => Signal::TERM,
                 SIGHUP => Signal::HUP,
-                _ => continue,
+                _ => Signal::INT,
             };
-            if let Some(pid) = *pid {
+            match caught.child {
+                Some(_) if signal == Signal::INT => {}
                 // it may just have ended
-                let _ = kill_process(pid, signal);
+                Some(pid) => drop(kill_process(pid, signal)),
+                None => caught.before = Some(signal),
             }
         }
     };

@@ -47,7 +47,7 @@ struct DirArgs {
 pub struct InitArgs {
     #[command(flatten)]
     dir: DirArgs,
-    /// The cluster's name, for the CA's. What `status` shows is `name` under [cluster] in the configuration.
+    /// The cluster's name, for the CA's. What `status` shows is `name` under `[cluster]` in the configuration.
     #[arg(long, value_name = "NAME", default_value = "cluster")]
     cluster: String,
     /// How long the CA is valid.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::peer::Peer;
+use super::peer::{Peer, said};
 use crate::agent::{Agent, HistoryEntry, HoldOrder, Ordered, Retention, RollbackOrder, TrashOrder, Wait};
 use crate::error::{Class, Error, Result};
 
@@ -143,11 +143,11 @@ async fn hold(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<Hol
     answer(move || {
         let order = match end {
             None => {
-                let command = command.unwrap_or_default();
+                let command = said(&command.unwrap_or_default());
                 HoldOrder::Begin { id, who: from.0.who(), pid: from.0.pid()?, command }
             }
             Some(HoldEnd::Publish) => HoldOrder::Publish { id },
-            Some(HoldEnd::Fail(why)) => HoldOrder::Fail { id, why },
+            Some(HoldEnd::Fail(why)) => HoldOrder::Fail { id, why: said(&why) },
             Some(HoldEnd::Release) => HoldOrder::Release,
         };
         agent.hold(&tree, order)

@@ -7,6 +7,15 @@ use tokio::net::UnixListener;
 use crate::agent::Ordered;
 use crate::disk::wall_ms;
 use crate::error::{Class, Error, Result};
+use crate::model::escape;
+
+/// Of what somebody says of himself so many characters are kept: they are shown, logged and sent to the source.
+const LONGEST: usize = 500;
+
+/// Words of somebody else's in one line.
+pub(super) fn said(words: &str) -> String {
+    escape(words.as_bytes()).chars().take(LONGEST).collect()
+}
 
 /// A process of this host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +61,6 @@ impl Peer {
 
     /// An order of this process, now.
     pub(super) fn ordered(self, reason: Option<String>) -> Ordered {
-        Ordered { who: self.who(), reason, at_ms: wall_ms() }
+        Ordered { who: self.who(), reason: reason.as_deref().map(said), at_ms: wall_ms() }
     }
 }

@@ -84,7 +84,7 @@ impl Shared {
     pub(super) fn forgive(&mut self, now: u64) {
         if self.gone_back().is_some() {
             let late = self.lag.lag_ms(now).unwrap_or(0);
-            self.deferred.began(now.saturating_sub(late), now);
+            self.deferred.began(late, now);
         }
     }
 }

@@ -39,7 +39,9 @@ impl Engine {
     pub(super) fn bring(&mut self, s: &mut Session, newest: &Generation) -> Result<Option<End>> {
         let tree = self.tree.clone();
         tree.supersede.store(false, Ordering::Relaxed);
-        if tree.stopped() {
+        // a pause that came since the step began to look has just been overwritten: it is asked for after, as it sets it after
+        let paused = tree.shared().orders.paused.is_some();
+        if tree.stopped() || paused {
             return Err(Error::new(Class::Interrupted, "interrupted"));
         }
         let begun = Instant::now();
@@ -134,7 +136,15 @@ impl Engine {
         }
         options.approve = self.approved;
         let drifted = drift.as_ref().map_or(0, |d| d.created + d.updated + d.attrs + d.moved + d.deleted);
-        tree.shared().drift = drifted;
+        {
+            let mut shared = tree.shared();
+            let unjudged = Self::is_dirty(s);
+            let was = (shared.drift, std::mem::replace(&mut shared.unjudged, unjudged));
+            shared.drift = drifted;
+            if was != (drifted, unjudged) {
+                tree.news.notify_one();
+            }
+        }
         if !is_new && drifted > 0 {
             name_drift(tree.name(), &diff)?;
             if tree.role.drift == DriftPolicy::Report {
@@ -188,7 +198,7 @@ impl Engine {
         // what the commit's own renames raised was looked at after them
         let mut seen = std::mem::take(&mut *run.seen.lock().unwrap_or_else(PoisonError::into_inner));
         seen.forget_in(&outcome.touched);
-        Self::note(s, seen);
+        self.note(s, seen);
         progress.enter(Phase::Finishing);
         let now = Instant::now();
         let staged = *run.staged.get().unwrap_or(&now);
@@ -351,6 +361,7 @@ impl Engine {
             s.settle(newest);
         } else {
             // somebody wrote into it during the commit: looked at as drift
+            tree.shared().unjudged = true;
             s.retry(&Error::new(Class::Transient, "the tree changed during the commit"), newest.id);
         }
         {
@@ -447,14 +458,17 @@ impl MirrorTree {
         drop(shared);
         // where a server is told, it must have it, too
         if self.refresher.get().is_none() {
-            self.mark_complete(Some(generation.id));
+            self.mark_complete(|| Some(generation.id));
         }
     }
 
-    /// A generation is in place, and the local server has it where one is told.
-    pub(super) fn mark_complete(&self, id: Option<GenId>) {
+    /// A generation is in place, and the local server has it where one is told. Which one is asked for under the lock: of two
+    /// threads that tell of it at once the later one must not say what was true before.
+    pub(super) fn mark_complete(&self, id: impl FnOnce() -> Option<GenId>) {
         let now = boot_ms();
         let mut shared = self.shared();
+        // what it went back from is not here any more
+        let id = id().min(shared.applied);
         let Some(id) = id.filter(|_| shared.complete != id) else { return };
         shared.complete = Some(id);
         shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_complete(n.id));

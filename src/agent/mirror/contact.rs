@@ -45,9 +45,13 @@ pub(super) async fn listen(tree: Arc<MirrorTree>) {
             Ok(()) => backoff = Backoff(Duration::ZERO),
             Err(e) => {
                 let news = {
+                    let now = boot_ms();
                     let mut shared = tree.shared();
                     shared.connected = false;
-                    shared.defer(boot_ms());
+                    // a question that nobody answers takes long to fail: the source was away all the while
+                    let unheard = shared.lag.contact_age_ms(now).unwrap_or(0);
+                    shared.deferred.began(unheard, now);
+                    shared.defer(now);
                     shared.contact.set(e.to_string())
                 };
                 if news {
@@ -77,13 +81,12 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
         check(head, seen, tree.name())?;
     }
     let mut shared = tree.shared();
-    let was_away = !std::mem::replace(&mut shared.connected, true);
+    shared.connected = true;
     shared.contact.clear();
     shared.answered = asked;
     shared.defer(now);
-    if was_away {
-        tree.news.notify_one();
-    }
+    // a source that began anew, which does not show here, takes nobody's word from before
+    tree.news.notify_one();
     let Some(head) = head else { return Ok(()) };
     // what the source held the question back is no age
     shared.lag.heard(asked + head.waited_ms, now, head.oldest, (head.generation.id, head.age_ms));

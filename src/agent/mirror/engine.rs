@@ -207,6 +207,10 @@ impl Engine {
                 tree.again.notify_one();
             }
             shared.applied_object = generation.map(|(_, object)| object);
+            if known.is_some() && tree.refresher.get().is_some_and(|r| r.in_place().is_none()) {
+                // refreshes are new in the configuration, as a rule on all nodes at once: what is here was served until now
+                shared.deferred.begin_anew(boot_ms());
+            }
             // the source may have been asked before this was known
             let _ = complete.map(|id| shared.lag.applied(id, boot_ms()));
             shared.forgive(boot_ms());
@@ -309,13 +313,17 @@ impl Engine {
             let (parent, name) = (path.parent().unwrap_or_default(), path.split().1);
             ![false, true].iter().all(|is_dir| self.options.filter.excludes(&parent, name, *is_dir))
         });
-        Self::note(s, changes);
+        self.note(s, changes);
     }
 
     /// Remembers what must be looked at.
-    pub(super) fn note(s: &mut Session, changes: Changes) {
+    pub(super) fn note(&self, s: &mut Session, changes: Changes) {
         if changes.is_empty() {
             return;
+        }
+        if !std::mem::replace(&mut self.tree.shared().unjudged, true) {
+            // until it was looked at, nobody can say that all is as it should be
+            self.tree.news.notify_one();
         }
         s.dirty_at = Some(Instant::now());
         s.dirty_since = s.dirty_since.or(s.dirty_at);

@@ -107,6 +107,8 @@ struct Shared {
     content: Option<Digest>,
     files: u64,
     drift: u64,
+    /// Something was written here, and nobody looked yet whether that is drift.
+    unjudged: bool,
     watch: WatchStatus,
     lag: Lag,
     /// When what is published was not late, but deferred.
@@ -184,7 +186,7 @@ impl MirrorTree {
         let mut deferred = Deferred::default();
         let now = boot_ms();
         match &orders.paused {
-            Some(paused) => deferred.began(now.saturating_sub(paused.mark(wall_ms()).for_ms), now),
+            Some(paused) => deferred.began(paused.mark(wall_ms()).for_ms, now),
             // until the source is heard
             None => deferred.set(true, now),
         }
@@ -224,6 +226,7 @@ impl MirrorTree {
                 content: None,
                 files: 0,
                 drift: 0,
+                unjudged: false,
                 watch: WatchStatus::default(),
                 complete: None,
                 lag: Lag::default(),
@@ -291,9 +294,7 @@ impl MirrorTree {
     /// The local server was told, or could not be.
     fn refreshed(&self) {
         if let Some(refresher) = self.refresher.get() {
-            // what it went back from is not here any more
-            let complete = refresher.complete().min(self.shared().applied);
-            self.mark_complete(complete);
+            self.mark_complete(|| refresher.complete());
             if !refresher.is_open() {
                 self.shared().forget_stay();
             }
@@ -368,6 +369,7 @@ impl MirrorTree {
             && shared.newest.as_ref().is_some_and(|n| Some(n.id) == shared.complete)
             && shared.applied == shared.complete
             && shared.drift == 0
+            && !shared.unjudged
     }
 
     /// What is wrong here, but for the way to the source.

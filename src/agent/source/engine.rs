@@ -465,7 +465,9 @@ impl Engine {
             Published::Yes | Published::Unchanged => {
                 s.settle.published();
                 let mut shared = self.tree.shared();
-                if scanned.held.is_empty() {
+                // what cannot be read is not published either; a part says nothing of what lies elsewhere
+                let unread = !scanned.errors.is_empty() || only.is_some() && s.unreadable;
+                if scanned.held.is_empty() && !unread {
                     shared.flush.1 = shared.flush.1.max(s.flush);
                 }
                 shared.state = State::Current;
@@ -582,7 +584,8 @@ impl Engine {
 
     /// Writes the register of nodes down, now and then.
     fn keep_nodes(&mut self) {
-        if self.kept.elapsed() < NODES_EVERY && !self.stopped() {
+        let news = self.tree.shared().nodes.has_news();
+        if self.kept.elapsed() < NODES_EVERY && !news && !self.stopped() {
             return;
         }
         self.kept = Instant::now();

@@ -95,14 +95,29 @@ impl Engine {
         let process = Process::of(pid).ok_or_else(gone)?;
         let held = Held { id: id.clone(), who, command, at_ms: wall_ms(), process, phase: Phase::Running };
         let (name, command) = (self.name().to_owned(), held.command.clone());
+        let mut known = false;
         self.tree.order(|orders| {
-            if let Some(other) = orders.hold.as_ref().filter(|h| !matches!(h.phase, Phase::Failed(_))) {
+            known = orders.hold.as_ref().is_some_and(|h| h.id == id && h.process == process);
+            if known {
+                // it asks again, for its answer was lost when the agent restarted
+                return Ok(());
+            }
+            // one whose end could not be written down is no other job
+            let goes_on = |h: &&Held| match h.phase {
+                Phase::Running => h.process.is_there(),
+                Phase::Publishing => true,
+                Phase::Failed(_) => false,
+            };
+            if let Some(other) = orders.hold.as_ref().filter(goes_on) {
                 let what = format!("{name} is held already, by {}, for {}", other.who, other.command);
                 return Err(Error::new(Class::Busy, what));
             }
             orders.hold = Some(held);
             Ok(())
         })?;
+        if known {
+            return Ok(format!("{} is held", self.name()));
+        }
         self.tree.watch_holder(id.clone(), process).inspect_err(|e| self.fail(&id, &e.to_string()))?;
         tracing::info!(tree = self.name(), command, "held");
         Ok(format!("{} is held", self.name()))
@@ -198,6 +213,16 @@ impl Engine {
             (shared.plan.clone(), shared.orders.paused.is_some())
         };
         let answer = match published {
+            Published::Yes | Published::Unchanged if !scanned.errors.is_empty() => {
+                let named: Vec<String> =
+                    scanned.errors.iter().take(NAMED).map(|e| format!("{} ({})", e.path, e.error)).collect();
+                let what = format!(
+                    "published as generation {head}, but for {} paths that cannot be read: {}",
+                    scanned.errors.len(),
+                    named.join(", ")
+                );
+                Err(Error::new(Class::Permanent, what))
+            }
             Published::Yes | Published::Unchanged if !scanned.held.is_empty() => {
                 let named: Vec<String> =
                     scanned.held.iter().take(NAMED).map(|(path, why)| format!("{path} ({why})")).collect();

@@ -303,13 +303,16 @@ impl Role for SourceTree {
             plan: shared.plan.clone(),
             error: shared.trouble.report(now).or(failed_hold),
             paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
-            consistent: head.is_some() && state == State::Current && !unpublished,
+            consistent: head.is_some() && state == State::Current && !unpublished && complete == published,
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: true,
             ..NodeStatus::new(self.node.clone(), RoleName::Source)
         };
         let mut nodes = vec![own];
-        nodes.extend(shared.nodes.status(now, &behind));
+        // what a source never made (it was restored from a backup) is not what it has published
+        let ours =
+            |row: NodeStatus| NodeStatus { consistent: row.consistent && row.generation <= published, ..row };
+        nodes.extend(shared.nodes.status(now, &behind).into_iter().map(ours));
         TreeStatus {
             name: self.config.name.clone(),
             path: escaped(self.path()),

@@ -23,6 +23,8 @@ struct Node {
     /// When the report came, for the durations in it.
     reported_at: i64,
     connections: i32,
+    /// It reported since it came: what it said before it was away may not be so any more.
+    is_fresh: bool,
     history: History,
 }
 
@@ -40,6 +42,8 @@ struct Kept {
 pub(super) struct Nodes {
     nodes: HashMap<NodeId, Node>,
     dirty: bool,
+    /// A node came that was never heard before.
+    news: bool,
 }
 
 impl Nodes {
@@ -55,15 +59,17 @@ impl Nodes {
                 heard_at: at(k.heard_wall_ms),
                 reported_at: at(k.heard_wall_ms),
                 connections: 0,
+                is_fresh: false,
                 history: History::default(),
             };
             (id, node)
         });
-        Self { nodes: nodes.collect(), dirty: false }
+        Self { nodes: nodes.collect(), dirty: false, news: false }
     }
 
     /// Writes it down when something changed.
     pub(super) fn snapshot(&mut self, now: (u64, i64)) -> Option<Vec<u8>> {
+        self.news = false;
         if !std::mem::take(&mut self.dirty) {
             return None;
         }
@@ -86,14 +92,22 @@ impl Nodes {
         serde_json::to_vec(&kept).ok()
     }
 
+    /// Whether one is not written down at all, which a crash must not forget: whoever waits for all waits for it, too.
+    pub(super) fn has_news(&self) -> bool {
+        self.news
+    }
+
     /// The file that [`Nodes::snapshot`] is for.
     pub(super) fn file() -> &'static str {
         FILE
     }
 
     fn node(&mut self, id: &NodeId, now: u64) -> Option<&mut Node> {
-        if !self.nodes.contains_key(id) && self.nodes.len() >= MAX_NODES {
-            return None;
+        if !self.nodes.contains_key(id) {
+            if self.nodes.len() >= MAX_NODES {
+                return None;
+            }
+            (self.dirty, self.news) = (true, true);
         }
         let now = now as i64;
         Some(self.nodes.entry(id.clone()).or_insert_with(|| Node {
@@ -103,6 +117,7 @@ impl Nodes {
             heard_at: now,
             reported_at: now,
             connections: 0,
+            is_fresh: false,
             history: History::default(),
         }))
     }
@@ -126,12 +141,14 @@ impl Nodes {
                 node.history.add(*generation, *ms, now);
             }
             node.report = report;
+            node.is_fresh = true;
         }
     }
 
     /// A connection came (1) or went (-1).
     pub(super) fn connected(&mut self, id: &NodeId, delta: i32, now: u64) {
         if let Some(node) = self.node(id, now) {
+            node.is_fresh &= node.connections > 0;
             node.connections += delta;
         }
     }
@@ -161,10 +178,10 @@ impl Nodes {
                 zone: n.report.zone.clone(),
                 state: if connected { n.report.state } else { State::Disconnected },
                 generation: n.confirmed,
-                applied: n.report.in_place.max(n.confirmed),
+                applied: n.report.in_place.filter(|_| n.is_fresh || !connected).max(n.confirmed),
                 refreshed: n.report.refreshed,
                 verified: n.report.verified,
-                consistent: connected && n.report.consistent && late.oldest.is_none(),
+                consistent: connected && n.is_fresh && n.report.consistent && late.oldest.is_none(),
                 refresh,
                 paused: later(&n.report.paused),
                 drained: later(&n.report.drained),
@@ -195,5 +212,36 @@ impl Node {
             self.confirmed = known;
             self.confirmed_at = now as i64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_said_before_it_was_away_does_not_make_it_consistent() {
+        let id = NodeId::new("b").unwrap();
+        let five = GenId { epoch: 1, number: 5 };
+        let row = |nodes: &Nodes| nodes.status(9, &|_| Behind::default()).remove(0);
+        let report =
+            || Report { applied: Some(five), in_place: Some(five), consistent: true, ..Report::default() };
+        let mut nodes = Nodes::default();
+        nodes.heard(&id, Some(five), 1);
+        nodes.connected(&id, 1, 1);
+        assert!(!row(&nodes).consistent, "it has not reported yet");
+        nodes.reported(&id, report(), 2);
+        assert!(row(&nodes).consistent);
+        nodes.connected(&id, 1, 3);
+        nodes.connected(&id, -1, 3);
+        assert!(row(&nodes).consistent, "a second connection says nothing");
+        nodes.connected(&id, -1, 4);
+        assert!(!row(&nodes).consistent);
+        nodes.connected(&id, 1, 5);
+        nodes.heard(&id, Some(five), 5);
+        let again = row(&nodes);
+        assert!(again.connected && !again.consistent, "it may have been edited meanwhile");
+        nodes.reported(&id, report(), 6);
+        assert!(row(&nodes).consistent);
     }
 }

@@ -269,7 +269,7 @@ impl Keeper {
     fn take(&mut self, root: &Dir, keep: &Dir, want: &Want) -> Result<bool> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let clones = lock(&self.tree.retain.status).clones;
-        if self.tried && !clones && !self.fits(keep, want.size) {
+        if self.tried && !clones && !self.fits(keep, want.size) || !self.has_names(keep) {
             return Ok(false);
         }
         let (parent, name) = want.path.split();
@@ -351,11 +351,17 @@ impl Keeper {
         Ok(digest == Some(want.digest))
     }
 
+    /// Whether there is a name for one more: at most half of those that are free are taken, where they are counted.
+    fn has_names(&self, keep: &Dir) -> bool {
+        let used = self.used.unwrap_or_default().files;
+        rustix::fs::fstatvfs(keep).is_ok_and(|s| s.f_files == 0 || used < half(used, s.f_favail))
+    }
+
     /// Whether a copy of so many bytes is within the bounds.
     fn fits(&self, keep: &Dir, size: u64) -> bool {
         let used = self.used.unwrap_or_default().bytes;
         let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        used + size <= self.budget && used + size <= (used + free) / 2
+        used + size <= self.budget && used + size <= half(used, free)
     }
 
     /// Removes what none of the kept generations has, and the oldest ones' contents while it is too much.
@@ -364,25 +370,24 @@ impl Keeper {
         let clones = lock(&self.tree.retain.status).clones;
         let count = usize::try_from(self.generations).unwrap_or(usize::MAX).saturating_add(1);
         let kept = self.tree.store.generations(count.min(super::publish::KEPT))?;
-        let mut live: HashSet<Digest> = HashSet::new();
+        let mut seen: HashSet<Digest> = HashSet::new();
         let mut visited = HashSet::new();
-        let mut charged = 0u64;
+        let mut order = Vec::new();
         for generation in &kept {
             let free = clones && generation.id == head.id;
             each_file(&self.tree.store, generation, &mut visited, &mut |digest, size| {
-                if live.contains(digest) || !is_kept(keep, digest, size) {
-                    return;
-                }
-                let charge = if free { 0 } else { size };
-                if charged + charge <= self.budget {
-                    charged += charge;
-                    live.insert(*digest);
+                if !seen.contains(digest) && is_kept(keep, digest, size) {
+                    seen.insert(*digest);
+                    order.push((*digest, if free { 0 } else { size }));
                 }
             });
             if self.stopped() {
                 return Ok(());
             }
         }
+        // what clones hold is no longer free, and what was copied when there was space may be in the way now
+        let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+        let live = within(&order, self.budget, free);
         let mut used = Used::default();
         let cannot = || "sweep .syncagent/keep".to_owned();
         each_kept(keep, &mut |dir, name, size| {
@@ -401,6 +406,24 @@ impl Keeper {
         self.next_sweep = Instant::now() + SWEEP.max(begun.elapsed() * SWEEP_FACTOR);
         Ok(())
     }
+}
+
+/// Half of what is taken and what is free together.
+fn half(taken: u64, free: u64) -> u64 {
+    taken.saturating_add(free) / 2
+}
+
+/// Of contents and what they cost, the most wanted first, those that stay within the budget and half of what is free.
+fn within(order: &[(Digest, u64)], budget: u64, free: u64) -> HashSet<Digest> {
+    let all = order.iter().map(|(_, charge)| charge).sum();
+    let most = budget.min(half(all, free));
+    let mut charged = 0u64;
+    let fits = |(digest, charge): &(Digest, u64)| {
+        let fits = charged + charge <= most;
+        charged += if fits { *charge } else { 0 };
+        fits.then_some(*digest)
+    };
+    order.iter().filter_map(fits).collect()
 }
 
 /// Calls `each` for the files of a generation whose directories were not visited yet.
@@ -424,5 +447,22 @@ fn each_file(
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_yields_when_the_disk_fills() {
+        let named = |name: &str| Digest::of(name.as_bytes());
+        let order = [(named("current"), 0), (named("new"), 60), (named("old"), 40), (named("small"), 10)];
+        let kept = |budget, free| within(&order, budget, free).len();
+        assert_eq!(kept(1000, 1000), 4);
+        assert_eq!(kept(70, 1000), 3, "the budget");
+        assert_eq!(kept(1000, 30), 3, "half of 110 taken and 30 free: 60 and 10");
+        assert_eq!(kept(1000, 0), 3, "40 and 10, for 60 are too much");
+        assert!(within(&order, 0, 0).contains(&named("current")), "it costs nothing");
     }
 }

@@ -304,7 +304,10 @@ impl Engine {
 
     /// Without a gate the scan took files that are not finished for what they are.
     fn judge_again(s: &mut Session) {
-        s.distrust |= !s.full && !s.dirty.is_empty();
+        // without events nobody knows which those are
+        let everything = s.full || s.watcher.degraded().is_some();
+        s.full |= everything;
+        s.distrust |= everything || !s.dirty.is_empty();
     }
 
     /// The guard, as for a publication. Gives the approved plan.

@@ -25,7 +25,15 @@ impl peer::Serve for SourceTree {
     }
 
     fn heard(&self, node: &NodeId, known: Option<GenId>) {
-        self.shared().nodes.heard(node, known, boot_ms());
+        let news = {
+            let mut shared = self.shared();
+            shared.nodes.heard(node, known, boot_ms());
+            shared.nodes.has_news()
+        };
+        if news {
+            // written down now
+            self.wake();
+        }
     }
 
     fn behind(&self, node: &NodeId, known: Option<GenId>, seen: Option<(GenId, Digest)>) -> Result<Behind> {

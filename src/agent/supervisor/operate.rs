@@ -84,7 +84,7 @@ impl Agent {
     /// A deploy job's hold. Blocking, up to a minute.
     ///
     /// # Errors
-    /// There is no such tree, or as [`Role::hold`](crate::agent::Role::hold).
+    /// There is no such tree, or as [`Role::hold`](crate::agent::Role).
     pub fn hold(&self, tree: &str, order: HoldOrder) -> Result<String> {
         self.role(tree)?.hold(order)
     }

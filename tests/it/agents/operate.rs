@@ -1,8 +1,13 @@
 //! What operators and deploy jobs order: pause, drain, hold, wait.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use super::cluster::{Agent, Cluster, run, until};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::cluster::{Agent, Cluster, run, until, within};
 use crate::support::{Ran, program};
 
 fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent) {
@@ -264,4 +269,100 @@ fn wait_names_the_node_that_is_cut_off_and_a_file_that_is_not_finished() {
     let ran = a.order(&["wait", "t", "--node", "b", "--timeout", "1s"]).code(7);
     assert!(ran.out.contains("app.war"), "{ran:?}");
     drop(b);
+}
+
+/// Asks for a hold as a job would whose process is this one.
+fn begin(agent: &Agent, id: &str) -> String {
+    let body = format!("{{\"tree\":\"t\",\"id\":\"{id}\",\"command\":\"job\",\"end\":null}}");
+    let head =
+        "POST /1/hold HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    let mut stream = UnixStream::connect(&agent.socket).unwrap();
+    write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_job_whose_answer_was_lost_asks_for_its_hold_again_and_has_it() {
+    let (c, a, _b) = pair("settle = \"0s\"\n", "");
+    assert!(begin(&a, "one").contains("200 OK"));
+    assert!(begin(&a, "one").contains("200 OK"));
+    // the agent dies before it could answer
+    a.kill();
+    let a = c.start("a");
+    until("the hold", || a.tree()["hold"].is_object());
+    let mut again = String::new();
+    until("an answer", || {
+        again = begin(&a, "one");
+        !again.contains("Transient")
+    });
+    assert!(again.contains("200 OK"), "{again}");
+    assert!(begin(&a, "two").contains("is held already"));
+    assert_eq!(a.tree()["hold"]["failed"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_hold_that_is_ended_before_its_command_began_does_not_begin_it() {
+    let c = Cluster::local();
+    let (socket, ran) = (c.path().join("slow.sock"), c.path().join("ran"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let job = Command::new(program())
+        .args(["hold", "t", "--socket", socket.to_str().unwrap(), "--", "touch", ran.to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let message = "{\"message\":\"\"}";
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{message}", message.len());
+    let mut asked = Vec::new();
+    for round in 0..2 {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        let read = stream.read(&mut request).unwrap();
+        asked.push(String::from_utf8_lossy(&request[..read]).into_owned());
+        if round == 0 {
+            // the agent is busy, and the pipeline is cancelled meanwhile
+            kill_process(Pid::from_child(&job), Signal::TERM).unwrap();
+            let status = format!("/proc/{}/status", job.id());
+            until("the signal", || {
+                let status = std::fs::read_to_string(&status).unwrap();
+                status.lines().any(|l| l.starts_with("ShdPnd:") && l.ends_with("0000000000000000"))
+            });
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        stream.write_all(answer.as_bytes()).unwrap();
+    }
+    let out = job.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(125), "{out:?}");
+    assert!(!ran.exists(), "{asked:?}");
+    assert!(asked[1].contains("publish"), "the tree does not stay held: {asked:?}");
+}
+
+#[test]
+fn what_an_operator_says_is_one_line_in_status_and_log() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    let long = "x".repeat(5_000);
+    a.order(&["pause", "t", "--reason", &format!("a\nforged: line\u{1b}[2J{long}")]).code(0);
+    let reason = a.own()["paused"]["reason"].as_str().unwrap().to_owned();
+    assert!(reason.starts_with("a\\nforged: line\\x1b[2J") && reason.len() <= 500, "{reason}");
+    assert!(!a.log_text().lines().any(|line| line.starts_with("forged")));
+}
+
+#[test]
+fn a_node_that_was_just_heard_is_waited_for_also_after_a_crash() {
+    let (c, a, b) = pair("", "");
+    let states = c.path().join("a/state");
+    let written = || {
+        let text = Command::new("grep").args(["-rlF", "--include=nodes.json", "\"b\""]).arg(&states).output();
+        !text.unwrap().stdout.is_empty()
+    };
+    // sooner than the register is written down anyway
+    assert!(within(Duration::from_secs(2), written), "{}", a.log_tail());
+    b.kill();
+    a.kill();
+    let a = c.start("a");
+    let ran = a.order(&["wait", "t", "--timeout", "500ms"]).code(7);
+    assert!(ran.out.contains("b: not heard for"), "{ran:?}");
 }

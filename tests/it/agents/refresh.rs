@@ -166,3 +166,27 @@ fn a_source_tells_its_own_server_too() {
     let plain = none.start("a");
     assert_eq!(plain.order(&["refresh", "t"]).code, 2);
 }
+
+#[test]
+fn refreshes_that_are_new_in_the_configuration_make_no_node_late() {
+    let c = Cluster::new(&["a", "b"]);
+    c.source("a", "settle = \"0s\"\n");
+    c.scratch.write("a/tree/x", "1");
+    let rule = server(&c, "b");
+    c.scratch.write("b/hangs", "");
+    c.mirror("b", "a", "max-lag = \"1500ms\"\n");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    until("some age", || a.tree()["head_age_ms"].as_u64().unwrap() > 5_000);
+    c.add("b", &rule);
+    b.signal(rustix::process::Signal::HUP);
+    until("the refresh", || refresh(&b)["state"] == "running" && b.own()["connected"] == true);
+    let own = b.own();
+    assert!(own["lag_ms"].as_u64().unwrap() < 5_000, "{own:#}");
+    assert_eq!(own["consistent"], false);
+    // but a server that never takes it up does
+    until("the fault", || b.own()["faults"][0].as_str().is_some_and(|f| f.contains("lag")));
+    std::fs::remove_file(c.path().join("b/hangs")).unwrap();
+    until("that it counts", || b.own()["consistent"] == true && b.own()["faults"] == serde_json::json!([]));
+    drop(a);
+}

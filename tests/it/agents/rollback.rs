@@ -480,3 +480,27 @@ fn on_a_file_system_with_clones_what_is_kept_costs_no_budget() {
     assert_eq!(c.digest("a"), old);
     a.stop();
 }
+
+#[test]
+fn a_dry_run_without_events_does_not_publish_what_is_half_written() {
+    let c = Cluster::local();
+    c.source("a", "settle = \"0s\"\n");
+    c.scratch.write("a/tree/x", "1");
+    let mut command = Command::new("unshare");
+    let limit = "echo 0 > /proc/sys/user/max_inotify_instances && exec \"$0\" \"$@\"";
+    command.args(["--user", "--map-root-user", "sh", "-c", limit]).arg(program());
+    let a = c.start_by("a", command);
+    settled(&a);
+    assert_eq!(a.tree()["watch"]["native"], false);
+    let first = a.tree()["head"].clone();
+    c.scratch.write("a/tree/x", "2");
+    let second = published(&a, &first);
+    // an archive of which the end is missing is not finished, however long it has been so
+    c.scratch.write("a/tree/app.war", "PK\x03\x04 the first half");
+    until("that it is held back", || a.tree()["held_count"] == 1);
+    a.order(&["rollback", "t", "--to", &id(&first), "--dry-run"]).code(0);
+    // a scan of everything begins and ends after the dry run
+    let ran = a.order(&["wait", "t", "--timeout", "3s"]);
+    assert_eq!((ran.code, a.tree()["head"].clone()), (7, second), "{ran:?}");
+    assert_eq!(a.tree()["held_count"], 1);
+}

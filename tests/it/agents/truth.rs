@@ -71,6 +71,11 @@ fn a_node_is_never_called_consistent_when_it_is_not() {
     let mut rng = Rng::new(seed);
     let rounds = if crate::crash::long() { 1500 } else { 120 };
     let (mut a, mut b) = (bed.c.start("a"), bed.c.start("b"));
+    // what is written into a tree that was never taken over would be refused for good
+    bed.c.scratch.write("b/good", "");
+    a.order(&["wait", "t", "--timeout", "30s"]).code(0);
+    assert!(a.row("b").is_object());
+    std::fs::remove_file(bed.c.path().join("b/good")).unwrap();
     let (stop, seen) = (AtomicBool::new(false), AtomicU64::new(0));
     let watched = Bed { c: Cluster::local(), written: 0, sockets: bed.sockets.clone() };
     let root = bed.c.path().to_owned();
@@ -94,12 +99,14 @@ fn a_node_is_never_called_consistent_when_it_is_not() {
             }
         });
         let _end = Stop(&stop);
-        let mut waited = 0;
+        let (mut waited, mut did) = (0, Vec::new());
         for round in 0..rounds {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            match rng.below(20) {
+            let step = rng.below(20);
+            did.push((round, step));
+            match step {
                 0..=7 => bed.write(),
                 8 | 9 => {
                     let n = bed.written + 1;
@@ -124,7 +131,11 @@ fn a_node_is_never_called_consistent_when_it_is_not() {
                     b.kill();
                     b = bed.c.start("b");
                 }
-                16 => bed.c.scratch.write("b/tree/x", "0"),
+                16 => {
+                    bed.c.scratch.write("b/tree/x", "0");
+                    // an edit counts from when it is noticed
+                    until("that the edit is noticed", || a.row("b")["consistent"] == false);
+                }
                 _ => {
                     let (written, ran) = (bed.written, a.order(&["wait", "t", "--timeout", "1s"]));
                     if ran.code == 0 {
@@ -132,7 +143,8 @@ fn a_node_is_never_called_consistent_when_it_is_not() {
                         let served = bed.number("b/served/x");
                         assert!(
                             served >= written,
-                            "seed {seed}, round {round}: waited for {written}, {served} is served"
+                            "seed {seed}, round {round}: waited for {written}, {served} is served; {did:?}\n{ran:?}\n{}",
+                            b.log_tail()
                         );
                     }
                 }
@@ -144,7 +156,13 @@ fn a_node_is_never_called_consistent_when_it_is_not() {
             seen.load(Ordering::Relaxed)
         );
         assert!(ok, "see above");
-        assert!(waited > rounds / 100, "it was never consistent: the test shows nothing");
+        assert!(
+            waited > rounds / 100,
+            "it was never consistent, so this shows nothing; seed {seed}: {did:?}\n{:#}\n{:#}\n{}",
+            a.tree(),
+            b.tree(),
+            b.log_tail()
+        );
         (a, b)
     });
     // and in the end it comes to rest
