@@ -56,16 +56,16 @@ pub(super) async fn run(
     let child = command.spawn().map_err(|e| format!("cannot start {shown}: {e}"))?;
     let mut group = Group::new(child);
     let output = Arc::new(Mutex::new(Output { label: label.to_owned(), ..Output::default() }));
-    let reader = |from: Option<Box<dyn AsyncRead + Send + Unpin>>| {
+    let reader = |from: Option<Box<dyn AsyncRead + Send + Unpin>>, pipe: Pipe| {
         let output = output.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             if let Some(from) = from {
-                drain(from, &output).await;
+                drain(from, pipe, &output).await;
             }
         }))
     };
-    let out = reader(group.child.stdout.take().map(|pipe| Box::new(pipe) as _));
-    let err = reader(group.child.stderr.take().map(|pipe| Box::new(pipe) as _));
+    let out = reader(group.child.stdout.take().map(|pipe| Box::new(pipe) as _), Pipe::Out);
+    let err = reader(group.child.stderr.take().map(|pipe| Box::new(pipe) as _), Pipe::Err);
     let ended = tokio::select! {
         status = timeout(limit, group.child.wait()) => status.ok(),
         () = cancel.cancelled() => {
@@ -91,11 +91,10 @@ pub(super) async fn run(
     let _ = timeout(REST, async { (out.await, err.await) }).await;
     let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
     output.finish();
-    let last = match output.last.is_empty() {
-        true => String::new(),
-        false => format!(": {}", output.last.chars().take(QUOTED).collect::<String>()),
-    };
-    result.map_err(|what| what + &last)
+    // which of two pipes was written to last nobody can tell; what went wrong stands in the second
+    let last = output.last.iter().rev().find(|line| !line.is_empty());
+    let last = last.map(|line| format!(": {}", line.chars().take(QUOTED).collect::<String>()));
+    result.map_err(|what| what + &last.unwrap_or_default())
 }
 
 pub(super) fn seconds(limit: Duration) -> String {
@@ -159,6 +158,13 @@ impl Drop for Group {
     }
 }
 
+/// Where a program's words come from.
+#[derive(Clone, Copy)]
+enum Pipe {
+    Out,
+    Err,
+}
+
 /// What reached the log.
 #[derive(Default)]
 struct Output {
@@ -167,12 +173,12 @@ struct Output {
     bytes: usize,
     /// Lines that did not.
     more: usize,
-    /// The last line that is not empty.
-    last: String,
+    /// The last line of each pipe that is not empty.
+    last: [String; 2],
 }
 
 impl Output {
-    fn line(&mut self, line: &[u8]) {
+    fn line(&mut self, line: &[u8], pipe: Pipe) {
         let line = escape(line.trim_ascii_end());
         if line.is_empty() {
             return;
@@ -183,7 +189,7 @@ impl Output {
         } else {
             self.more += 1;
         }
-        self.last = line;
+        self.last[pipe as usize] = line;
     }
 
     fn finish(&mut self) {
@@ -194,17 +200,17 @@ impl Output {
 }
 
 /// Reads to the end, whether it is kept or not: a full pipe would stop the program.
-async fn drain(mut from: impl AsyncRead + Unpin, output: &Mutex<Output>) {
+async fn drain(mut from: impl AsyncRead + Unpin, pipe: Pipe, output: &Mutex<Output>) {
     let mut line = Vec::new();
     let mut buffer = vec![0; 4096];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         for part in buffer[..read].split_inclusive(|&b| b == b'\n') {
             line.extend_from_slice(&part[..part.len().min(LINE - line.len())]);
             if part.ends_with(b"\n") {
-                output.lock().unwrap_or_else(PoisonError::into_inner).line(&line);
+                output.lock().unwrap_or_else(PoisonError::into_inner).line(&line, pipe);
                 line.clear();
             }
         }
     }
-    output.lock().unwrap_or_else(PoisonError::into_inner).line(&line);
+    output.lock().unwrap_or_else(PoisonError::into_inner).line(&line, pipe);
 }
