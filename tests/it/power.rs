@@ -34,6 +34,15 @@ fn run(program: &str, args: &[&std::ffi::OsStr]) {
     assert!(out.status.success(), "{program} {args:?}: {out:?}");
 }
 
+/// What this thread mounts from here on nobody else sees. A mount namespace that another test makes meanwhile would
+/// keep a copy of the mount, and with it the file system as it was shut down.
+#[allow(unsafe_code)] // its safe name is deprecated, because of flags that are not used here
+fn own_mounts() {
+    // SAFETY: no descriptor of this process becomes another one; only this thread's view of the mounts changes
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+    run("mount", &["--make-rprivate".as_ref(), "/".as_ref()]);
+}
+
 /// An image with a file system, mounted.
 struct Disk {
     image: PathBuf,
@@ -44,6 +53,7 @@ struct Disk {
 
 impl Disk {
     fn new(fs: &str) -> Self {
+        own_mounts();
         let place = fast_place();
         let (image, at) = (place.path().join("image"), place.path().join("mnt"));
         let file = File::create(&image).unwrap();
