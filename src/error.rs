@@ -1,6 +1,7 @@
 //! Errors by what the caller can do about them. Code retries on a [`Class`], never on a text.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::model::TreePath;
 
@@ -101,4 +102,9 @@ pub struct PathError {
     pub path: TreePath,
     /// What was attempted and the cause, one line.
     pub error: String,
+}
+
+/// Locks, also after a panic elsewhere: that one is in the log, and no state behind our locks is left half changed by it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,12 +3,13 @@
 //! Only the node's own faults count by default. The source gone, a pause or a refused plan meets all nodes of a
 //! cluster at once: if that drained them, an outage of the deployment would become one of the service.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::orders::Ordered;
 use crate::config::{Fault, Health, Tree};
 use crate::disk::{boot_ms, wall_ms};
+use crate::error::lock;
 use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State};
 
 /// A reason is cut here, in characters: it goes into one line of a load balancer's log.
@@ -44,25 +45,25 @@ impl Limits {
 
     /// Who drained the node, if anybody did.
     pub(super) fn drained(&self) -> Option<Mark> {
-        let drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+        let drained = lock(&self.drained);
         drained.as_ref().map(|by| by.mark(wall_ms()))
     }
 
     /// The node is drained, or is not any more.
     pub(super) fn set_drained(&self, by: Option<Ordered>) {
-        *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = by;
+        *lock(&self.drained) = by;
     }
 
     /// Takes over a new configuration, for which trees are started now.
     pub(super) fn set(&self, health: Health) {
         self.trees_started.store(boot_ms(), Ordering::Relaxed);
-        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+        *lock(&self.health) = health;
     }
 
     /// Why the node takes no traffic because of this tree, now; see [`judge`].
     pub(super) fn faults(&self, tree: &Tree, own: &NodeStatus) -> Vec<String> {
         let mut faults: Vec<String> = self.drained().as_ref().map(drained).into_iter().collect();
-        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = lock(&self.health);
         faults.extend(judge(&health, tree, own, self.up()));
         faults
     }

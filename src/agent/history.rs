@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::{Deserialize, Serialize};
 
 use super::trash::rfc3339_ms;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
 use crate::model::{Cause, Digest, GenId, Generation, NodeId, Recent};
 use crate::scan::Index;
 
@@ -75,10 +75,6 @@ pub(super) struct History {
     db: Mutex<Option<Connection>>,
     path: PathBuf,
     pending: Mutex<Vec<(GenId, NodeId, u64)>>,
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state::TreeState;
-use crate::error::Result;
+use crate::error::{Class, Error, Result};
 use crate::model::{Digest, GenId, Generation, Hold, Mark};
 
 const FILE: &str = "orders.json";
@@ -134,8 +134,21 @@ impl Orders {
         orders
     }
 
-    pub(super) fn write(&self, state: &TreeState) -> Result<()> {
-        state.write(FILE, self)
+    /// What `change` makes of them, written down: to be put in force now. The caller lets one change at a time through,
+    /// without a lock that status needs: the disk works meanwhile.
+    pub(super) fn changed(
+        mut self,
+        state: &TreeState,
+        change: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Self> {
+        change(&mut self)?;
+        state.write(FILE, &self)?;
+        Ok(self)
+    }
+
+    /// Ends a pause; `none` says that there is none.
+    pub(super) fn resume(&mut self, none: String) -> Result<()> {
+        self.paused.take().map(drop).ok_or_else(|| Error::new(Class::Config, none))
     }
 }
 

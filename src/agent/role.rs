@@ -5,15 +5,16 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::history::HistoryEntry;
+use super::orders::Ordered;
 use super::source::{Retention, RollbackAnswer, RollbackOrder};
+use super::state::TreeState;
 use super::trash::{TrashAnswer, TrashOrder};
+use crate::config;
 use crate::disk::boot_ms;
 use crate::error::{Class, Error, Result};
-use crate::model::{self, GenId, TreeStatus};
+use crate::model::{self, GenId, NodeId, TreeStatus};
 use crate::plan::PlanId;
-use crate::refresh::Refresher;
-
-use super::orders::Ordered;
+use crate::refresh::{Refresher, Setup};
 
 /// Why nothing can be done with a tree at present.
 pub(super) const NOT_OPEN: &str = "the tree cannot be used at present; see `syncagent status`";
@@ -171,6 +172,19 @@ pub(super) fn have_done<O, T: Send + 'static>(
     let gone = || Error::new(Class::Transient, "the tree is being stopped; try again");
     orders.send(order(reply)).map_err(|_| gone())?;
     answer.recv().map_err(|_| gone())?
+}
+
+/// What a tree's refresher is made of; it tells nobody of news, and goes back from nothing.
+pub(super) fn refresh_of(config: &config::Tree, node: &NodeId, state: &TreeState) -> Setup {
+    Setup {
+        tree: config.name.clone(),
+        node: node.clone(),
+        path: config.path.clone(),
+        rules: config.refresh.clone(),
+        state: state.path().to_owned(),
+        news: Arc::new(|| {}),
+        on_rollback: None,
+    }
 }
 
 /// Something that is wrong, and since when.

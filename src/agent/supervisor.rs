@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
@@ -24,7 +24,7 @@ use super::source::{Retention, RollbackAnswer, RollbackOrder, SourceTree};
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::config::{Config, Endpoint, Role as RoleConfig, Tree, Upstream};
 use crate::disk::{boot_ms, wall_ms};
-use crate::error::{Class, Context as _, Error, Result};
+use crate::error::{Class, Context as _, Error, Result, lock};
 use crate::model::{Digest, NodeId, NodeStatus, RoleName, State, Status, TreeStatus, Trouble, escaped};
 use crate::peer::tls::{Identity, TlsFiles};
 use crate::peer::{Address, Client, Listener, Reason, Serve, Server};
@@ -66,10 +66,6 @@ struct Running {
     serve: Option<Arc<dyn Serve>>,
     /// It could not be started.
     failed: bool,
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Agent {

@@ -2,12 +2,12 @@
 //! a commit displaces lies there afterwards. Directories of the tree that get single entries are
 //! made here on demand.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
 use crate::disk::{Dir, chmod_fd, chown_fd};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Result, lock};
 use crate::model::TreePath;
 
 const SETGID: u16 = 0o2000;
@@ -29,7 +29,7 @@ impl<'a> Mirror<'a> {
 
     /// The mirror of the tree's directory `path`, made when it is missing.
     pub(crate) fn dir(&self, path: &TreePath) -> Result<Arc<Dir>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if let Some((at, dir)) = &*last
             && at == path
         {

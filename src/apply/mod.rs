@@ -19,6 +19,7 @@ mod trash;
 pub use commit::{Committed, commit, recover};
 pub(crate) use control::LOCK;
 pub use control::{Control, Marker, Pin, PinnedMount, SyncMark};
+pub(crate) use file::write_all;
 pub use journal::Journal;
 pub use recall::{Amount, Found, TrashPart, Trashed, empty_trash, find_trashed, trashed};
 pub(crate) use recall::{open_displaced, trashed_content};

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::options::HoldArgs;
 use crate::disk::{boot_ms, wall_ms};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, lock};
 use crate::serve::{HoldAsked, HoldEnd, tell};
 
 /// Our own failures, as env(1) and its like exit.
@@ -145,10 +145,6 @@ struct Caught {
     child: Option<Pid>,
     /// One that came when nothing ran.
     before: Option<Signal>,
-}
-
-fn lock(caught: &Mutex<Caught>) -> MutexGuard<'_, Caught> {
-    caught.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for the command, to which signals are handed on meanwhile.

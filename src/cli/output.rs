@@ -1,7 +1,7 @@
 //! What `sync` prints: plan lines or JSON objects, and the summary.
 
 use std::io::{self, BufWriter, Stdout, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::output_failed;
 use crate::agent::{Monitor, Outcome};
 use crate::error::Result;
+use crate::error::lock;
 use crate::model::TreePath;
 #[cfg(test)]
 use crate::plan::Op;
@@ -28,7 +29,7 @@ impl Printer {
     }
 
     fn write(&self, f: impl FnOnce(&mut BufWriter<Stdout>) -> io::Result<()>) -> Result<()> {
-        f(&mut self.out.lock().unwrap_or_else(PoisonError::into_inner)).map_err(output_failed)
+        f(&mut lock(&self.out)).map_err(output_failed)
     }
 
     /// A line of its own, and everything out.

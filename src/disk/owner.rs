@@ -2,9 +2,9 @@
 //! directory server, so every answer is kept for the run.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, lock};
 use crate::model::Owner;
 
 /// What becomes of owners.
@@ -75,7 +75,7 @@ pub struct Owners {
 impl Owners {
     /// The names of a user and a group id; `#id` where there is none.
     pub fn names(&self, uid: u32, gid: u32) -> Owner {
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = lock(&self.names);
         let lookup = || {
             let text = |name: Option<&std::ffi::OsStr>, id: u32| -> Arc<str> {
                 name.and_then(|n| n.to_str()).map_or_else(|| format!("#{id}").into(), Arc::from)
@@ -95,7 +95,7 @@ impl Owners {
         if owner.user.is_empty() && owner.group.is_empty() {
             return (None, None);
         }
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = lock(&self.ids);
         *ids.entry(owner.clone()).or_insert_with(|| (user_id(&owner.user), group_id(&owner.group)))
     }
 }

@@ -8,7 +8,7 @@ use crate::model::TreePath;
 use crate::plan::Filter;
 
 /// More paths are [`Changed::Everything`].
-pub const MAX_PATHS: usize = 10_000;
+const MAX_PATHS: usize = 10_000;
 /// And so are more bytes of paths.
 const MAX_BYTES: usize = 1 << 20;
 
@@ -22,7 +22,28 @@ pub enum Changed {
     Everything,
 }
 
+/// Nothing.
+impl Default for Changed {
+    fn default() -> Self {
+        Self::Paths(Vec::new())
+    }
+}
+
 impl Changed {
+    /// Whether it is nothing at all.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Paths(paths) if paths.is_empty())
+    }
+
+    /// Takes in one path more; never holds more than the limit.
+    pub fn add(&mut self, path: &TreePath) {
+        match self {
+            Self::Paths(paths) if paths.len() < MAX_PATHS => paths.push(path.clone()),
+            Self::Paths(_) => *self = Self::Everything,
+            Self::Everything => {}
+        }
+    }
+
     /// Sorted, each path once, and [`Changed::Everything`] above the limits.
     pub(super) fn bounded(self) -> Self {
         let Self::Paths(mut paths) = self else { return Self::Everything };
@@ -33,7 +54,7 @@ impl Changed {
     }
 
     /// Both together.
-    pub(super) fn union(self, other: Self) -> Self {
+    pub fn union(self, other: Self) -> Self {
         match (self, other) {
             (Self::Paths(mut paths), Self::Paths(more)) => {
                 paths.extend(more);

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::error::lock;
 use crate::model::escape;
 
 /// Lines and bytes of output that reach the log.
@@ -89,7 +90,7 @@ pub(super) async fn run(
         }
     };
     let _ = timeout(REST, async { (out.await, err.await) }).await;
-    let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut output = lock(&output);
     output.finish();
     // which of two pipes was written to last nobody can tell; what went wrong stands in the second
     let last = output.last.iter().rev().find(|line| !line.is_empty());
@@ -207,10 +208,10 @@ async fn drain(mut from: impl AsyncRead + Unpin, pipe: Pipe, output: &Mutex<Outp
         for part in buffer[..read].split_inclusive(|&b| b == b'\n') {
             line.extend_from_slice(&part[..part.len().min(LINE - line.len())]);
             if part.ends_with(b"\n") {
-                output.lock().unwrap_or_else(PoisonError::into_inner).line(&line, pipe);
+                lock(output).line(&line, pipe);
                 line.clear();
             }
         }
     }
-    output.lock().unwrap_or_else(PoisonError::into_inner).line(&line, pipe);
+    lock(output).line(&line, pipe);
 }

@@ -20,18 +20,18 @@ mod template;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use changed::{Changed, MAX_PATHS};
+pub use changed::Changed;
 
 use crate::config::Refresh;
 use crate::disk::{Dir, boot_ms, wall_ms, write_atomic};
-use crate::error::{Class, Context as _, Error, Result};
+use crate::error::{Class, Context as _, Error, Result, lock};
 use crate::model::{GenId, NodeId, RefreshState, RefreshStatus, escaped};
 use crate::plan::Filter;
 use blocking::Gate;
@@ -285,12 +285,12 @@ impl Drop for Refresher {
 
 impl Inner {
     fn machine(&self) -> MutexGuard<'_, Machine> {
-        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.machine)
     }
 
     /// Writes what is new. Blocks.
     fn persist(&self) -> Result<()> {
-        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = lock(&self.disk);
         // another one may have started on the same file
         if self.cancel.is_cancelled() {
             return Err(stopped());

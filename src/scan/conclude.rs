@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use super::row::{DirRow, StatHash};
-use super::walk::{Dirent, Kid, Scan, State, lock};
+use super::walk::{Dirent, Kid, Scan, State};
 use crate::disk::now;
 use crate::error::Result;
+use crate::error::lock;
 use crate::model::{Digest, Kind, Name, Node, Object};
 
 impl Scan<'_> {

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::row::{Bitmap, DirRow, ENTRY_ID_BYTES, EntryId, read_id, read_row, row_sum, short, write_id};
 
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, lock};
 use crate::model::{Digest, Name, Node, Object, RootHeader};
 use crate::plan::{Item, Side};
 
@@ -145,7 +145,7 @@ impl Index {
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
-        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.db)
     }
 
     fn run<T>(&self, f: impl FnOnce(&Connection) -> Result<T, SqlError>) -> Result<T> {

@@ -3,7 +3,7 @@
 
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use crate::error::Result;
+use crate::error::{Result, lock};
 
 struct State<J> {
     jobs: Vec<J>,
@@ -25,7 +25,7 @@ impl<J: Send> Pool<J> {
 
     /// Adds jobs; the last one is taken first.
     pub(crate) fn push(&self, jobs: impl IntoIterator<Item = J>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.jobs.extend(jobs);
         drop(state);
         self.wake.notify_all();
@@ -48,7 +48,7 @@ impl<J: Send> Pool<J> {
     }
 
     fn work(&self, work: &(impl Fn(J) -> Result<()> + Sync)) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         loop {
             if state.failed {
                 return Ok(());
@@ -59,7 +59,7 @@ impl<J: Send> Pool<J> {
                 let done = Finish { pool: self };
                 let result = work(job);
                 drop(done);
-                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state = lock(&self.state);
                 if result.is_err() {
                     state.failed = true;
                     self.wake.notify_all();
@@ -82,7 +82,7 @@ struct Finish<'a, J> {
 
 impl<J> Drop for Finish<'_, J> {
     fn drop(&mut self) {
-        let mut state = self.pool.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.pool.state);
         state.running -= 1;
         state.failed |= std::thread::panicking();
         if state.running == 0 || state.failed {

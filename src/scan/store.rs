@@ -7,12 +7,12 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::index::{Index, SqlError, begin};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, lock};
 use crate::model::{Digest, Entry, GenId, Generation, Node, Object, TreePath};
 
 /// Objects are read and written in portions of so many.
@@ -79,7 +79,7 @@ impl Store {
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
-        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.db)
     }
 
     fn run<T>(&self, f: impl FnOnce(&Connection) -> Result<T, SqlError>) -> Result<T> {

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use super::walk::{Dirent, Job, Kid, Scan, State, lock, owner_of};
+use super::walk::{Dirent, Job, Kid, Scan, State, owner_of};
 use crate::disk::{Dir, FileKind, FsClass, Stat};
 use crate::error::Result;
+use crate::error::lock;
 use crate::model::Node;
 
 impl Scan<'_> {

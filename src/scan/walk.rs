@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
@@ -24,7 +24,7 @@ use super::list::Listing;
 use super::pool::Pool;
 use super::row::{Bitmap, DirRow, EntryId, StatHash};
 use crate::disk::{Dir, FileKind, FsClass, OwnerPolicy, Owners, Stat, now};
-use crate::error::{Class, Context as _, Error, PathError, Result};
+use crate::error::{Class, Context as _, Error, PathError, Result, lock};
 use crate::model::{
     Digest, Entry, Kind, Mtime, Name, Node, Object, Owner, Root, RootHeader, TreePath, root_content,
 };
@@ -239,10 +239,6 @@ pub(super) struct Scan<'a> {
     pub(super) trees: Vec<Tree<'a>>,
     pub(super) pool: Pool<Job>,
     pub(super) cancel: &'a AtomicBool,
-}
-
-pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Scans the directories side by side on `threads` threads, and brings their indexes up to date.

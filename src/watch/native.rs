@@ -12,7 +12,7 @@
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use notify::event::EventKindMask as Kinds;
@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use super::changes::Changes;
 use super::events::State;
 use crate::disk::{Dir, FsClass, MountId};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Result, lock};
 use crate::model::TreePath;
 use crate::plan::CONTROL_DIR;
 
@@ -62,10 +62,6 @@ enum Added {
     /// Not there, or not ours to read; its parent's events tell when that changes.
     Needless,
     No(Why),
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Watcher {

@@ -10,18 +10,18 @@ use super::MirrorTree;
 use super::back::lacking;
 use super::engine::{End, Engine, Session};
 use super::remote::{Remote, check};
-use super::tell::Untold;
 use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, Trees};
 use crate::agent::history::Applied;
 use crate::config::DriftPolicy;
-use crate::disk::{OwnerPolicy, boot_ms, wall_ms};
-use crate::error::{Class, Error, PathError, Result};
+use crate::disk::{OwnerPolicy, Owners, boot_ms, wall_ms};
+use crate::error::{Class, Error, PathError, Result, lock};
 use crate::lag::Lag;
 use crate::model::{
     Digest, Entry, GenId, Generation, Kind, Object, Owner, RefusedPlan, Root, RootHeader, Source as _, State,
     TreePath, root_content,
 };
 use crate::plan::{Facts, Moves, Op, Refusal, Step, Tally, judge};
+use crate::refresh::Changed;
 use crate::scan::{Objects, OldTree};
 use crate::watch::{Changes, Watcher};
 
@@ -94,25 +94,13 @@ impl Engine {
         if Self::is_dirty(s) {
             self.look(s, false)?;
         }
-        let remote = Remote {
-            client: &tree.client,
-            store: &s.store,
-            root: root.clone(),
-            cancel: Session::stop_flag(&tree),
-        };
+        let remote = Remote::of(&tree, s, root.clone());
         let marker = s.control.marker()?;
         let mut options = self.options.clone();
         options.approve = self.approved;
         let taken_over = options.adopt || marker.as_ref().is_some_and(|m| m.taken_over);
         let unmanaged = !taken_over && s.scanned.entries > 0;
-        let trees = Trees {
-            source: &remote,
-            root: remote.root(),
-            unreadable: &[],
-            tree: Some(&s.scanned),
-            tree_index: &s.index,
-            owners: &self.owners,
-        };
+        let trees = s.against(&remote, &self.owners);
         let (old, new) = (OldTree(&s.index), Objects(&remote));
         let diff = trees.diff(&old, &new, false);
         let plan = trees.plan(&diff, unmanaged)?;
@@ -176,7 +164,7 @@ impl Engine {
             dst: &tree.config.path,
             monitor: &run,
             progress: &progress,
-            cancel: Session::stop_flag(&tree),
+            cancel: &tree.supersede,
             pin: None,
             root_mtime: None,
             remote: true,
@@ -185,18 +173,19 @@ impl Engine {
         outcome.errors.extend(plan.conflicts);
         let swaps = options.activate == Activate::Swap && (!trees.same() || trees.root_attrs());
         let done = apply.carry_out(&s.control, &trees, &diff, &plan.moves, marker, &mut outcome);
-        let changed = std::mem::take(&mut *run.changed.lock().unwrap_or_else(PoisonError::into_inner));
+        let changes = run.staged_all.load(Ordering::Relaxed);
         // of a run that failed after it began to commit nobody knows what came into place
-        self.untold.merge(if done.is_err() && run.staged_all.load(Ordering::Relaxed) {
-            Untold::Everything
+        let changed = if done.is_err() && changes {
+            Changed::Everything
         } else {
-            changed
-        });
-        self.lacking = run.lacking.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.expected |= run.staged_all.load(Ordering::Relaxed);
+            std::mem::take(&mut *lock(&run.changed))
+        };
+        self.untold = std::mem::take(&mut self.untold).union(changed);
+        self.lacking = lock(&run.lacking).take();
+        self.expected |= changes;
         done?;
         // what the commit's own renames raised was looked at after them
-        let mut seen = std::mem::take(&mut *run.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut seen = std::mem::take(&mut *lock(&run.seen));
         seen.forget_in(&outcome.touched);
         self.note(s, seen);
         progress.enter(Phase::Finishing);
@@ -284,20 +273,8 @@ impl Engine {
         if was.object == s.scanned.root.object {
             return Ok(None);
         }
-        let remote = Remote {
-            client: &self.tree.client,
-            store: &s.store,
-            root: was,
-            cancel: Session::stop_flag(&self.tree),
-        };
-        let trees = Trees {
-            source: &remote,
-            root: remote.root(),
-            unreadable: &[],
-            tree: Some(&s.scanned),
-            tree_index: &s.index,
-            owners: &self.owners,
-        };
+        let remote = Remote::of(&self.tree, s, was);
+        let trees = s.against(&remote, &self.owners);
         let (old, new) = (OldTree(&s.index), Objects(&remote));
         let diff = trees.diff(&old, &new, false);
         name_drift(self.tree.name(), &diff)?;
@@ -402,6 +379,20 @@ impl Engine {
     }
 }
 
+impl Session {
+    /// What is here, against what shall be.
+    fn against<'a>(&'a self, remote: &'a Remote<'_>, owners: &'a Owners) -> Trees<'a> {
+        Trees {
+            source: remote,
+            root: remote.root(),
+            unreadable: &[],
+            tree: Some(&self.scanned),
+            tree_index: &self.index,
+            owners,
+        }
+    }
+}
+
 impl Engine {
     /// Forgets the directories that only older generations had.
     fn sweep(&self, s: &Session, newest: &Generation) {
@@ -501,7 +492,7 @@ struct Bringing<'a> {
     staged: OnceLock<Instant>,
     committed: OnceLock<Instant>,
     /// For the local server.
-    changed: Mutex<Untold>,
+    changed: Mutex<Changed>,
     /// From here on the tree changes.
     staged_all: AtomicBool,
     /// It is an older generation: all of it, or nothing.
@@ -522,7 +513,7 @@ impl Bringing<'_> {
 
 impl Monitor for Bringing<'_> {
     fn step(&self, step: &Step<'_, i64>) -> Result<()> {
-        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = lock(&self.changed);
         changed.add(step.path);
         if let Some(from) = step.from {
             changed.add(&from.path);
@@ -539,7 +530,7 @@ impl Monitor for Bringing<'_> {
             return Ok(());
         }
         let why = lacking(self.newest.id, paths, errors);
-        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.clone());
+        *lock(&self.lacking) = Some(why.clone());
         Err(Error::new(Class::Transient, why))
     }
 
@@ -573,7 +564,7 @@ impl Monitor for Bringing<'_> {
 
     fn committed(&self, failed: usize, vanished: u64) {
         self.committed.get_or_init(Instant::now);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = self.watcher.take();
+        *lock(&self.seen) = self.watcher.take();
         if failed == 0 && vanished == 0 {
             self.tree.mark_applied(self.newest);
         }

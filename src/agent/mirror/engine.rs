@@ -4,11 +4,10 @@
 //! asked to. The next one recovers what a crash or an error left and begins with a full scan.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::tell::Untold;
 use super::{Inbox, MirrorTree, Order};
 use crate::agent::apply::{Activate, TreeOptions};
 use crate::agent::pin;
@@ -20,6 +19,7 @@ use crate::error::{Class, Context as _, Error, Result};
 use crate::lag::Lag;
 use crate::model::{Digest, GenId, State, TreePath, WatchStatus, escaped};
 use crate::plan::{CONTROL_DIR, Filter, PlanId};
+use crate::refresh::Changed;
 use crate::scan::{Counters, Index, Only, Scanned, Spec, Store, scan};
 use crate::watch::{Changes, Watcher};
 
@@ -42,7 +42,7 @@ pub(super) struct Engine {
     pub(super) owners: Owners,
     pub(super) approved: Option<PlanId>,
     /// What came into place, and the local server was not told of yet.
-    pub(super) untold: Untold,
+    pub(super) untold: Changed,
     /// The refresher was told to expect a change.
     pub(super) expected: bool,
     /// The local server does not see this generation, and that was not looked into yet.
@@ -104,7 +104,7 @@ impl Engine {
             options,
             owners: Owners::default(),
             approved: None,
-            untold: Untold::default(),
+            untold: Changed::default(),
             expected: false,
             back: None,
             lacking: None,
@@ -512,9 +512,5 @@ impl Session {
         tracing::debug!("again in {:?}: {e}", self.retry_wait);
         self.retry_at = Some(Instant::now() + self.retry_wait);
         self.retry_wait = (self.retry_wait * 2).min(RETRY_MAX);
-    }
-
-    pub(super) fn stop_flag(tree: &MirrorTree) -> &AtomicBool {
-        &tree.supersede
     }
 }

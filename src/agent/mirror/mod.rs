@@ -13,7 +13,7 @@ mod tell;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 use super::health::Limits;
 use super::history::{History as Happened, HistoryEntry, RECENT, Ring};
 use super::orders::{Ordered, Orders};
-use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done};
+use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done, refresh_of};
 use super::state::TreeState;
 use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{boot_ms, wall_ms};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, lock};
 use crate::lag::{Deferred, History, Lag};
 use crate::model::{
     Digest, GenId, Generation, NodeId, NodeStatus, RefusedPlan, Report, RoleName, State, TreePath,
@@ -278,13 +278,9 @@ impl MirrorTree {
             }
         };
         let refresher = Refresher::start(Setup {
-            tree: self.config.name.clone(),
-            node: self.node.clone(),
-            path: self.config.path.clone(),
-            rules: self.config.refresh.clone(),
-            state: self.state.path().to_owned(),
             news: Arc::new(news),
             on_rollback: Some(Arc::new(go_back)),
+            ..refresh_of(&self.config, &self.node, &self.state)
         })?;
         // nobody else sets it
         let _ = self.refresher.set(refresher);
@@ -377,7 +373,7 @@ impl MirrorTree {
         shared.trouble.report(now).or_else(|| shared.back_error(self.name(), now))
     }
 
-    /// This node's row.
+    /// This node's row, but for the convergence times: to sum those up costs more than the rest.
     fn own(&self, shared: &Shared, now: u64) -> NodeStatus {
         let (wall, refresher) = (wall_ms(), self.refresher.get());
         let state = match self.state_of(shared) {
@@ -402,7 +398,6 @@ impl MirrorTree {
             drift: shared.drift,
             plan: shared.plan.clone(),
             error: self.error(shared, now).or_else(|| shared.contact.report(now)),
-            convergence: Some(shared.history.summary(now)),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: shared.connected,
             ..NodeStatus::new(self.node.clone(), RoleName::Mirror)
@@ -413,9 +408,8 @@ impl MirrorTree {
     fn order(&self, change: impl FnOnce(&mut Orders) -> Result<()>) -> Result<()> {
         // one change after the other, and no lock that status needs is held while the disk works
         let _one = lock(&self.ordering);
-        let mut orders = self.shared().orders.clone();
-        change(&mut orders)?;
-        orders.write(&self.state)?;
+        let now = self.shared().orders.clone();
+        let orders = now.changed(&self.state, change)?;
         let mut shared = self.shared();
         shared.orders = orders;
         shared.defer(boot_ms());
@@ -426,61 +420,52 @@ impl MirrorTree {
 
     /// What the source is told.
     fn report_now(&self) -> Report {
-        let (now, wall) = (boot_ms(), wall_ms());
-        let refresher = self.refresher.get();
+        let now = boot_ms();
         let mut shared = self.shared();
         let converged = std::mem::take(&mut shared.converged);
+        let own = self.own(&shared, now);
         Report {
+            // a report that arrives is itself a sign of a connection
             state: self.state_of(&shared),
-            applied: shared.complete,
-            in_place: shared.applied,
             consistent: self.is_consistent(&shared),
-            faults: self.limits.faults(&self.config, &self.own(&shared, now)),
-            refreshed: refresher.and_then(|r| r.refreshed()),
-            verified: refresher.filter(|r| r.has_verify()).and_then(|r| r.verified()),
-            refresh: refresher.map(|r| r.status()),
-            paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
-            drained: self.limits.drained(),
-            content: shared.content,
-            lag_ms: shared.lag_ms(now),
-            drift: shared.drift,
-            plan: shared.plan.clone(),
             error: self.error(&shared, now),
+            faults: self.limits.faults(&self.config, &own),
+            applied: own.generation,
+            in_place: own.applied,
+            refreshed: own.refreshed,
+            verified: own.verified,
+            refresh: own.refresh,
+            paused: own.paused,
+            drained: own.drained,
+            content: shared.content,
+            lag_ms: own.lag_ms,
+            drift: own.drift,
+            plan: own.plan,
             converged,
-            zone: self.zone.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            zone: own.zone,
+            version: own.version.unwrap_or_default(),
         }
     }
 }
 
 const FIRST_PATIENCE: u64 = 3_000;
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Role for MirrorTree {
     fn status(&self) -> TreeStatus {
         let now = boot_ms();
         let shared = self.shared();
         let convergence = Some(shared.history.summary(now));
-        let own = self.own(&shared, now);
+        let own = NodeStatus { convergence, ..self.own(&shared, now) };
         TreeStatus {
-            name: self.config.name.clone(),
-            path: escaped(&self.config.path),
             head: shared.newest.as_ref().map(|g| g.id),
-            head_age_ms: None,
             content: shared.content,
             files: Some(shared.files),
             watch: shared.watch.clone(),
-            unpublished_age_ms: None,
-            held: Vec::new(),
-            held_count: 0,
             lock: shared.lock.clone(),
             convergence,
             recent: shared.recent.list(now),
             nodes: vec![own],
-            ..TreeStatus::new("", "")
+            ..TreeStatus::new(&self.config.name, &escaped(&self.config.path))
         }
     }
 
@@ -505,10 +490,7 @@ impl Role for MirrorTree {
     }
 
     fn resume(&self) -> Result<String> {
-        self.order(|orders| match orders.paused.take() {
-            Some(_) => Ok(()),
-            None => Err(Error::new(Class::Config, format!("{} is not paused on this node", self.name()))),
-        })?;
+        self.order(|orders| orders.resume(format!("{} is not paused on this node", self.name())))?;
         let _ = self.orders.send(Order::Again);
         Ok(format!("{} goes on", self.name()))
     }

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use super::MirrorTree;
+use super::engine::Session;
 use crate::error::{Error, Result};
 use crate::model::{Content, Digest, Entry, Kind, Node, Object, Root, Source, Wanted};
 use crate::peer::{Client, Fetched, Want};
@@ -15,6 +17,12 @@ pub(super) struct Remote<'a> {
     /// As this node describes it: owners as its policy says.
     pub(super) root: Root,
     pub(super) cancel: &'a AtomicBool,
+}
+
+impl<'a> Remote<'a> {
+    pub(super) fn of(tree: &'a MirrorTree, s: &'a Session, root: Root) -> Self {
+        Self { client: &tree.client, store: &s.store, root, cancel: &tree.supersede }
+    }
 }
 
 impl Source for Remote<'_> {

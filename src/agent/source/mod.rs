@@ -16,25 +16,25 @@ mod trash;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::watch;
 
 use super::history::{self, History, HistoryEntry, Ring};
 use super::orders::{Ordered, Orders, Phase};
-use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done};
+use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done, refresh_of};
 use super::state::TreeState;
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{Dir, boot_ms, wall_ms};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, lock};
 use crate::lag::{Behind, Published};
 use crate::model::{
     self, GenId, Generation, HeldPath, NodeId, NodeStatus, RefusedPlan, RoleName, State, TreeStatus,
     WatchStatus, escaped,
 };
 use crate::plan::PlanId;
-use crate::refresh::{Refresher, Setup};
+use crate::refresh::Refresher;
 use crate::scan::Store;
 use nodes::Nodes;
 use retain::Retain;
@@ -192,16 +192,8 @@ impl SourceTree {
         if self.config.refresh.is_empty() {
             return Ok(());
         }
-        let refresher = Refresher::start(Setup {
-            tree: self.config.name.clone(),
-            node: self.node.clone(),
-            path: self.config.path.clone(),
-            rules: self.config.refresh.clone(),
-            state: self.state.path().to_owned(),
-            // status asks for it
-            news: Arc::new(|| {}),
-            on_rollback: None,
-        })?;
+        // status asks for what is new
+        let refresher = Refresher::start(refresh_of(&self.config, &self.node, &self.state))?;
         // nobody else sets it
         let _ = self.refresher.set(refresher);
         Ok(())
@@ -234,9 +226,8 @@ impl SourceTree {
     fn order(&self, change: impl FnOnce(&mut Orders) -> Result<()>) -> Result<()> {
         // one change after the other, and no lock that status needs is held while the disk works
         let _one = lock(&self.ordering);
-        let mut orders = self.shared().orders.clone();
-        change(&mut orders)?;
-        orders.write(&self.state)?;
+        let now = self.shared().orders.clone();
+        let orders = now.changed(&self.state, change)?;
         self.shared().orders = orders;
         Ok(())
     }
@@ -250,10 +241,6 @@ impl SourceTree {
     fn path(&self) -> &PathBuf {
         &self.config.path
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Role for SourceTree {
@@ -314,8 +301,6 @@ impl Role for SourceTree {
             |row: NodeStatus| NodeStatus { consistent: row.consistent && row.generation <= published, ..row };
         nodes.extend(shared.nodes.status(now, &behind).into_iter().map(ours));
         TreeStatus {
-            name: self.config.name.clone(),
-            path: escaped(self.path()),
             head: head.as_ref().map(|g| g.id),
             head_age_ms: shared.published.head(now).map(|(_, age)| age),
             content: head.as_ref().map(|g| g.root.content),
@@ -329,7 +314,7 @@ impl Role for SourceTree {
             hold: shared.orders.hold.as_ref().map(|h| h.show(wall)),
             recent: shared.recent.list(now),
             nodes,
-            ..TreeStatus::new("", "")
+            ..TreeStatus::new(&self.config.name, &escaped(self.path()))
         }
     }
 
@@ -350,10 +335,7 @@ impl Role for SourceTree {
     }
 
     fn resume(&self) -> Result<String> {
-        self.order(|orders| match orders.paused.take() {
-            Some(_) => Ok(()),
-            None => Err(Error::new(Class::Config, format!("{} is not paused", self.config.name))),
-        })?;
+        self.order(|orders| orders.resume(format!("{} is not paused", self.config.name)))?;
         // an engine that ended needs no waking
         let _ = self.orders.send(Order::Again);
         Ok(format!("{} goes on", self.config.name))

@@ -10,8 +10,8 @@ use super::engine::{Engine, Session};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
 use crate::model::{Cause, Changes, Digest, GenId, Generation, Object, RefusedPlan, State};
-use crate::plan::{Diff, Facts, MaxDelete, Moves, Options, PlanId, Refusal, Tally, count, judge};
-use crate::refresh::{Changed, MAX_PATHS};
+use crate::plan::{Diff, Facts, MaxDelete, Moves, Options, PlanId, Refusal, Step, Tally, count, judge};
+use crate::refresh::Changed;
 use crate::scan::{self, Index, Scanned};
 
 /// Generations that are kept for the history, and those whose directory objects are.
@@ -121,18 +121,27 @@ impl Engine {
 
     /// What turns the published state into the scanned one.
     fn compare(&self, index: &Index, head: &Generation, scanned: &Scanned) -> Result<Tally> {
-        let new_tree = scan::Indexed(index);
-        let old_tree = scan::Published(&self.tree.store);
-        let diff = Diff {
-            old: &old_tree,
-            old_root: Some(head.root.object),
-            new: &new_tree,
-            new_root: scanned.root.object,
-            options: Options::default(),
-        };
-        let mut tally = count(&diff, false)?.tally;
+        let mut tally = self.with_diff(index, head, scanned, |diff| count(diff, false))?.tally;
         tally.attrs += u64::from(head.root.header != scanned.root.header);
         Ok(tally)
+    }
+
+    /// Hands out the difference of the published state and the scanned one.
+    fn with_diff<T>(
+        &self,
+        index: &Index,
+        head: &Generation,
+        scanned: &Scanned,
+        work: impl FnOnce(&Diff<'_, scan::Published<'_>, scan::Indexed<'_>>) -> T,
+    ) -> T {
+        let (old, new) = (scan::Published(&self.tree.store), scan::Indexed(index));
+        work(&Diff {
+            old: &old,
+            old_root: Some(head.root.object),
+            new: &new,
+            new_root: scanned.root.object,
+            options: Options::default(),
+        })
     }
 
     /// The paths that changed, for the local server where one is told.
@@ -146,22 +155,13 @@ impl Engine {
             return Ok(None);
         }
         let Some(base) = base else { return Ok(Some(Changed::Everything)) };
-        let (new, old) = (scan::Indexed(index), scan::Published(&self.tree.store));
-        let diff = Diff {
-            old: &old,
-            old_root: Some(base.root.object),
-            new: &new,
-            new_root: scanned.root.object,
-            options: Options::default(),
-        };
-        let mut paths = Vec::new();
-        diff.walk(&Moves::default(), &mut |step| {
-            if paths.len() <= MAX_PATHS {
-                paths.push(step.path.clone());
-            }
+        let mut changed = Changed::default();
+        let mut add = |step: Step<'_, _>| {
+            changed.add(step.path);
             Ok(())
-        })?;
-        Ok(Some(if paths.len() > MAX_PATHS { Changed::Everything } else { Changed::Paths(paths) }))
+        };
+        self.with_diff(index, base, scanned, |diff| diff.walk(&Moves::default(), &mut add))?;
+        Ok(Some(changed))
     }
 
     /// What was published when the agent ended, and the local server may not have been told of.

@@ -22,6 +22,7 @@ use store::{Used, count, each_kept, place};
 pub(super) use store::{drop_if_damaged, drop_kept, is_kept, open_kept};
 
 use super::{SourceTree, lock};
+use crate::apply::write_all;
 use crate::disk::{Dir, FileKind, remove_tree, stat_fd};
 use crate::error::{Context as _, Error, Result};
 use crate::model::{Digest, GenId, Generation, Node, TreePath};
@@ -334,15 +335,7 @@ impl Keeper {
                     return Ok(None);
                 }
                 hasher.update(&buf[..n]);
-                let mut left = &buf[..n];
-                while !left.is_empty() {
-                    match rustix::io::write(to, left) {
-                        Ok(0) => return Err(Errno::IO),
-                        Ok(n) => left = &left[n..],
-                        Err(Errno::INTR) => {}
-                        Err(e) => return Err(e),
-                    }
-                }
+                write_all(to, &buf[..n])?;
                 if n < buf.len() {
                     return Ok(Some(Digest::from(hasher.finalize())));
                 }

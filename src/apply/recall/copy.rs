@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::{Errno, Result as Sys};
 
+use super::super::file::write_all;
 use super::{Amount, names};
 use crate::disk::{Dir, FileKind, Stat, chmod_fd, chown_fd, set_mtime_fd};
 use crate::model::TreePath;
@@ -69,15 +70,7 @@ fn copy_bytes(from: &OwnedFd, to: &OwnedFd) -> Sys<()> {
     with_buffer(|buf| {
         loop {
             let n = read_full(from, buf)?;
-            let mut left = &buf[..n];
-            while !left.is_empty() {
-                match rustix::io::write(to, left) {
-                    Ok(0) => return Err(Errno::IO),
-                    Ok(n) => left = &left[n..],
-                    Err(Errno::INTR) => {}
-                    Err(e) => return Err(e),
-                }
-            }
+            write_all(to, &buf[..n])?;
             if n < buf.len() {
                 return Ok(());
             }

@@ -13,7 +13,7 @@ use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
@@ -27,7 +27,7 @@ use super::ops::no_flags;
 use crate::disk::{
     Dir, FileKind, FsClass, Owners, Stat, chmod_fd, chown_fd, now, remove_tree, set_mtime_fd, stat_fd,
 };
-use crate::error::{Class, Context as _, Error, PathError, Result};
+use crate::error::{Class, Context as _, Error, PathError, Result, lock};
 use crate::model::{
     Content, Digest, Entry, Kind, LocalId, Mtime, Node, Object, RootHeader, Source, TreePath, Wanted, escape,
 };
@@ -153,10 +153,6 @@ struct Shared<'s> {
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
     root: bool,
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn interrupted() -> Error {

@@ -10,7 +10,7 @@ mod link;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::http::header::{HOST, RETRY_AFTER};
@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use rustls::ClientConfig;
 
 use super::wire::{self, H_CLUSTER, H_NODE, H_PROTOCOL, Head, MAX_PATHS, PROTOCOL};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, Result, lock};
 use crate::model::{Digest, GenId, NodeId, Report, TreePath};
 
 pub use bulk::{Fetched, Want};
@@ -188,7 +188,7 @@ fn in_path(name: &str) -> String {
 impl Inner {
     /// A whole short answer; `None` for 204.
     async fn call(&self, ask: &Ask, limit: Duration, most: usize) -> Result<Option<Bytes>> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = lock(&self.idle).pop();
         let (mut link, response) = match self.begin(idle, ask, limit, None).await? {
             Begun::Answer(link, response) => (link, response),
             Begun::Busy(e, _) => return Err(e),
@@ -196,7 +196,7 @@ impl Inner {
         let nothing = response.status() == StatusCode::NO_CONTENT;
         let late = format!("{}: no whole answer", ask.what);
         let all = within(ANSWER, None, &late, whole(&mut link, response.into_body(), most)).await??;
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.idle);
         if idle.len() < IDLE {
             idle.push(link);
         }

@@ -12,7 +12,7 @@ mod stream;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tls::explain;
 use crate::disk::Dir;
-use crate::error::Result;
+use crate::error::{Result, lock};
 use crate::model::{Digest, GenId, Generation, Name, NodeId, Report, TreePath};
 
 use limits::Limits;
@@ -295,9 +295,4 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// No state behind these locks is left half changed by a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

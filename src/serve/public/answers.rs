@@ -1,7 +1,7 @@
 //! What is answered, by path.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::extract::{Query, State};
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::view::{View, Viewer};
 use super::{WRITERS, agent_check, metrics, page};
 use crate::disk::boot_ms;
+use crate::error::lock;
 use crate::model;
 
 /// The main loop is dead when it did not go round for so long, in ms.
@@ -53,7 +54,7 @@ impl Answers {
             faults.retain(|fault| !fault.starts_with("drained by "));
         }
         let now = boot_ms();
-        let mut last = self.drained_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.drained_at);
         if drained.is_some() {
             *last = now;
         }

@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::agent::Agent;
 use crate::disk::boot_ms;
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Result, lock};
 use crate::model::Status;
 
 /// A picture that is younger, in ms, is as good as a new one.
@@ -120,10 +120,6 @@ fn look(
         newest.send_replace(view);
         std::thread::sleep((begun.elapsed() * REST).min(REST_MAX));
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The lag of nodes and trees during the last hour.
