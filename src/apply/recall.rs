@@ -3,8 +3,9 @@
 
 mod copy;
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::RenameFlags;
 use rustix::io::{Errno, Result as Sys};
@@ -13,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use copy::{attributes, copy};
 
 use super::trash::{DRIFT, TRASH, TREE, numbers};
-use crate::disk::{Dir, FileKind, Stat, remove_tree, tree_size};
+use crate::disk::{Dir, FileKind, Stat, remove_tree, stat_fd, tree_size};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Mtime, Name, TreePath};
+use crate::model::{Digest, Mtime, Name, TreePath};
+use crate::scan::hash_fd;
 
 /// Where in `.syncagent` what is restored is made.
 const RESTORE: &[u8] = b"restore";
@@ -353,40 +355,87 @@ pub fn empty_trash(control: &Dir, before: Option<Mtime>, dry_run: bool) -> Resul
     Ok(sum)
 }
 
-/// A file with this content among what was displaced at `path`: open, and verified to be `size` bytes with `digest`.
+/// A file in the trash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Displaced {
+    commit: u64,
+    part: TrashPart,
+    path: TreePath,
+}
+
+impl Displaced {
+    /// Opens it for reading.
+    pub(crate) fn open(&self, control: &Dir) -> Sys<OwnedFd> {
+        open_trashed(&control.open_child(TRASH)?, self.commit, self.part, &self.path)
+    }
+}
+
+/// Looks for contents in the trash: digest → size and the path that it had. What is found is verified, taken out of
+/// `wanted` and handed to `found`. First at those paths, which costs little; then everywhere, reading what has a right size.
+/// Ends early when `found` says false.
 ///
 /// # Errors
 /// The operating system's, of the trash itself.
-pub(crate) fn trashed_content(
+pub(crate) fn seek_trashed(
     control: &Dir,
-    path: &TreePath,
-    size: u64,
-    digest: &crate::model::Digest,
-    cancel: &std::sync::atomic::AtomicBool,
-) -> Result<Option<(u64, TrashPart)>> {
-    let Some(trash) = open_trash(control)? else { return Ok(None) };
-    for commit in numbers(&trash).context(|| "list the trash".into())? {
-        for part in PARTS {
-            let Ok(fd) = open_trashed(&trash, commit, part, path) else { continue };
-            let is_it = crate::disk::stat_fd(&fd).is_ok_and(|s| s.kind == FileKind::File && s.size == size)
-                && crate::scan::hash_fd(&fd, size, cancel).is_ok_and(|(d, n)| d == *digest && n == size);
-            if is_it {
-                return Ok(Some((commit, part)));
-            }
+    wanted: &mut HashMap<Digest, (u64, TreePath)>,
+    cancel: &AtomicBool,
+    found: &mut dyn FnMut(Digest, Displaced) -> bool,
+) -> Result<()> {
+    let Some(trash) = open_trash(control)? else { return Ok(()) };
+    let commits = numbers(&trash).context(|| "list the trash".into())?;
+    let places: Vec<(u64, TrashPart)> =
+        commits.iter().flat_map(|n| PARTS.iter().map(|part| (*n, *part))).collect();
+    let known: Vec<(Digest, u64, TreePath)> = wanted.iter().map(|(d, (n, p))| (*d, *n, p.clone())).collect();
+    for (digest, size, path) in known {
+        let here = places.iter().find(|(commit, part)| {
+            let fd = open_trashed(&trash, *commit, *part, &path);
+            fd.is_ok_and(|fd| content_of(&fd, size, cancel) == Some(digest))
+        });
+        let Some((commit, part)) = here else { continue };
+        wanted.remove(&digest);
+        if !found(digest, Displaced { commit: *commit, part: *part, path }) {
+            return Ok(());
         }
     }
-    Ok(None)
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let mut sizes: HashMap<u64, usize> = HashMap::new();
+    wanted.values().for_each(|(size, _)| *sizes.entry(*size).or_default() += 1);
+    trashed(control, &mut |t| {
+        if cancel.load(Ordering::Relaxed) {
+            return false;
+        }
+        if t.link || !sizes.contains_key(&t.size) {
+            return true;
+        }
+        let Ok(fd) = open_trashed(&trash, t.commit, t.part, &t.path) else { return true };
+        let Some(digest) = content_of(&fd, t.size, cancel) else { return true };
+        if wanted.remove(&digest).is_none() {
+            return true;
+        }
+        if let Some(left) = sizes.get_mut(&t.size) {
+            *left -= 1;
+            if *left == 0 {
+                sizes.remove(&t.size);
+            }
+        }
+        found(digest, Displaced { commit: t.commit, part: t.part, path: t.path }) && !wanted.is_empty()
+    })
+}
+
+/// The digest of a file of exactly this size.
+pub(crate) fn content_of(fd: &OwnedFd, size: u64, cancel: &AtomicBool) -> Option<Digest> {
+    stat_fd(fd).ok().filter(|s| s.kind == FileKind::File && s.size == size)?;
+    let (digest, n) = hash_fd(fd, size, cancel).ok()?;
+    (n == size).then_some(digest)
 }
 
 fn open_trashed(trash: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> Sys<OwnedFd> {
     let root = open_part(trash, commit, part).ok_or(Errno::NOENT)?;
     let (parent, name) = path.split();
     root.open(&TreePath::new(parent).unwrap_or_default())?.open_file(name)
-}
-
-/// Opens a file in the trash for reading.
-pub(crate) fn open_displaced(control: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> Sys<OwnedFd> {
-    open_trashed(&control.open_child(TRASH)?, commit, part, path)
 }
 
 #[cfg(test)]

@@ -13,15 +13,25 @@
 //! | request | body | answer |
 //! | --- | --- | --- |
 //! | `GET /sync/1/hello` | | JSON `{protocol: [1], node, cluster, version}` |
-//! | `GET /sync/1/TREE/head?known=E.N&seen=E.N&root=HEX&wait=SECONDS` | | JSON [`Head`], or 204 when nothing is published |
+//! | `GET /sync/1/TREE/head?known=E.N&seen=E.N&root=HEX&sought=ROUND&wait=SECONDS` | | JSON [`Head`], or 204 when nothing is published |
 //! | `POST /sync/1/TREE/objects` | postcard `Vec<[u8; 32]>`, at most 1,024 | objects |
 //! | `POST /sync/1/TREE/contents` | postcard `Vec<WantDir>`, at most 4,096 files and 4 MiB | contents |
 //! | `POST /sync/1/TREE/report` | JSON [`Report`](crate::model::Report), at most 64 KiB | 204 |
 //! | `POST /sync/1/TREE/suspect` | postcard `Vec<Vec<u8>>`, at most 1,000 paths | 204 |
+//! | `GET /sync/1/TREE/sought?round=ROUND` | | postcard `Vec<Sought>`, at most 1,024; 204 when the round is over |
+//! | `POST /sync/1/TREE/found?round=ROUND&done=BOOL` | postcard `Vec<u32>`, at most 1,024 | postcard `Vec<u32>`; 204 when the round is over |
+//! | `POST /sync/1/TREE/piece?round=ROUND&index=INDEX&from=OFFSET` | at most 1 MiB | 204 |
 //!
 //! **head** is a long poll. `known` is the newest generation that the mirror has completely, `seen` the newest one
 //! that it has heard of and `root` that one's object digest; all may be missing, `seen` and `root` only together. The
-//! answer comes at once when the head is not `seen`, else when it changes, or after `wait` (at most 60 s).
+//! answer comes at once when the head is not `seen`, else when it changes, or after `wait` (at most 60 s). Who says which
+//! round of seeking it dealt with last (`sought`, 0 for none) is answered at once, too, while there is another one.
+//!
+//! **sought**, **found**, **piece**: a rollback needs contents that the source has no more, and its mirrors may have in
+//! their trash. `Sought { digest: [u8; 32], size: u64, path: Vec<u8> }`. A mirror says which of them it has found, by their
+//! places in the list, in as many portions as it likes; `done` in the last one. The answer to each says which it shall
+//! send now: piece by piece from 0 on, the last piece ending at `size`; an empty piece says that it cannot after all. The
+//! source takes nothing but what it seeks, from the mirror that it asked, and checks each whole content's digest.
 //!
 //! **objects**, for each digest in order: `u32` length, then so many bytes; the length 2³²−1 says *gone*.
 //! An object has at most 64 MiB, and its BLAKE3 is the digest.
@@ -47,8 +57,8 @@ pub mod tls;
 mod wire;
 
 pub use client::{Address, Client, Fetched, Want};
-pub use server::{Behind, Counters, Listener, Reason, Serve, Server};
-pub use wire::Head;
+pub use server::{Behind, Counters, Listener, Piece, Reason, Serve, Server};
+pub use wire::{Head, MAX_SOUGHT, PIECE, Sought};
 
 #[cfg(test)]
 mod tests;
@@ -57,4 +67,5 @@ mod tests;
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let _ = (wire::digests(bytes), wire::wants(bytes), wire::paths(bytes), wire::report(bytes));
+    let _ = (wire::sought(bytes), wire::places(bytes));
 }

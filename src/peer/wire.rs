@@ -35,6 +35,14 @@ pub(super) const OBJECTS_BODY: usize = MAX_DIGESTS * 32 + 2;
 pub(super) const CONTENTS_BODY: usize = 4 << 20;
 pub(super) const SUSPECT_BODY: usize = 4 << 20;
 pub(super) const REPORT_BODY: usize = 64 * 1024;
+/// The most contents that are sought in one round.
+pub const MAX_SOUGHT: usize = 1024;
+/// A path has up to 4 KiB.
+pub(super) const SOUGHT_BODY: usize = MAX_SOUGHT * (4096 + 64);
+/// An index needs at most five bytes.
+pub(super) const FOUND_BODY: usize = MAX_SOUGHT * 5 + 2;
+/// The largest piece of a sought content.
+pub const PIECE: usize = 1 << 20;
 const REPORT_FAULTS: usize = 10;
 /// Strings of a report, in bytes.
 const REPORT_TEXT: usize = 1024;
@@ -59,6 +67,20 @@ pub struct Head {
     /// Milliseconds that the question waited at the source for its answer.
     #[serde(default)]
     pub waited_ms: u64,
+    /// The source seeks contents that its mirrors may still have: the number of the round; 0: it does not.
+    #[serde(default)]
+    pub seeks: u64,
+}
+
+/// A content that the source has no more, and seeks among its mirrors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sought {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes; never 0.
+    pub size: u64,
+    /// Where it was in the tree.
+    pub path: TreePath,
 }
 
 /// Files of one directory that a mirror asks for.
@@ -129,6 +151,16 @@ pub(super) fn wants(body: &[u8]) -> Result<Vec<WantDir>> {
 /// The body of `suspect`.
 pub(super) fn paths(body: &[u8]) -> Result<Vec<TreePath>> {
     Ok(decode::<AtMost<TreePath, MAX_PATHS>>(body)?.0)
+}
+
+/// The answer to `sought`.
+pub(super) fn sought(body: &[u8]) -> Result<Vec<Sought>> {
+    Ok(decode::<AtMost<Sought, MAX_SOUGHT>>(body)?.0)
+}
+
+/// The body of `found`, and its answer: places in the list of what is sought.
+pub(super) fn places(body: &[u8]) -> Result<Vec<u32>> {
+    Ok(decode::<AtMost<u32, MAX_SOUGHT>>(body)?.0)
 }
 
 /// The body of `report`, clipped.

@@ -216,6 +216,7 @@ pub(super) fn lacking(id: GenId, paths: &BTreeSet<TreePath>, errors: &[PathError
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let named = named.join(", ");
     format!(
-        "the source does not keep the content of generation {id} any more (its `keep` and `keep-bytes`): {named}{more}"
+        "neither the source (by its `keep` and `keep-bytes`) nor this node's trash has the content of generation {id} any \
+         more: {named}{more}"
     )
 }

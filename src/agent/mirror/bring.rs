@@ -94,7 +94,8 @@ impl Engine {
         if Self::is_dirty(s) {
             self.look(s, false)?;
         }
-        let remote = Remote::of(&tree, s, root.clone());
+        let goes_back = tree.shared().back().is_some_and(|back| back.to.id == newest.id);
+        let remote = if goes_back { Remote::back_to } else { Remote::of }(&tree, s, root.clone());
         let marker = s.control.marker()?;
         let mut options = self.options.clone();
         options.approve = self.approved;
@@ -155,7 +156,7 @@ impl Engine {
             committed: OnceLock::new(),
             changed: Mutex::default(),
             staged_all: AtomicBool::new(false),
-            goes_back: tree.shared().back().is_some_and(|back| back.to.id == newest.id),
+            goes_back,
             lacking: Mutex::default(),
         };
         let planned = Instant::now();

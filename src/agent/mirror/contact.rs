@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::MirrorTree;
+use super::{MirrorTree, seek};
 use crate::disk::boot_ms;
 use crate::error::{Class, Error};
 use crate::model::{Digest, GenId, State};
@@ -68,14 +68,14 @@ pub(super) async fn listen(tree: Arc<MirrorTree>) {
 }
 
 async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
-    let (known, seen, wait) = {
+    let (known, seen, sought, wait) = {
         let shared = tree.shared();
         let seen = shared.seen();
         let knows = shared.connected && shared.lag.head().is_some() && shared.answered >= shared.wanted;
-        (shared.complete, seen, if knows { WAIT } else { Duration::ZERO })
+        (shared.complete, seen, shared.sought, if knows { WAIT } else { Duration::ZERO })
     };
     let asked = boot_ms();
-    let head = tree.client.head(known, seen, wait).await?;
+    let head = tree.client.head(known, seen, sought, wait).await?;
     let now = boot_ms();
     if let Some(head) = &head {
         check(head, seen, tree.name())?;
@@ -96,6 +96,11 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
     // what was completed since the question does not count
     let ahead = shared.ahead_of_complete(head.generation.id);
     shared.behind = Some(if shared.complete == known { head.behind } else { ahead });
+    let round = Some(head.seeks).filter(|round| *round != 0 && *round != shared.sought);
+    if let Some(round) = round {
+        shared.sought = round;
+        tokio::spawn(seek::help(tree.clone(), round));
+    }
     let is_new = shared.newest.as_ref().is_none_or(|g| g.id < head.generation.id);
     drop(shared);
     if is_new {

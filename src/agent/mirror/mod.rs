@@ -9,6 +9,7 @@ mod bring;
 mod contact;
 mod engine;
 mod remote;
+mod seek;
 mod tell;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -128,6 +129,8 @@ struct Shared {
     /// Convergence times not reported yet.
     converged: Vec<(GenId, u64)>,
     connected: bool,
+    /// The last round of seeking that was dealt with.
+    sought: u64,
     /// Files whose content arrived and was not what its digest says; the source is told.
     suspects: Vec<TreePath>,
     /// When the run under way began to fetch, boot time.
@@ -241,6 +244,7 @@ impl MirrorTree {
                 converged_last: None,
                 converged: Vec::new(),
                 connected: false,
+                sought: 0,
                 suspects: Vec::new(),
                 fetching_since: None,
                 patience: FIRST_PATIENCE,

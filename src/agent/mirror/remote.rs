@@ -1,10 +1,14 @@
 //! The source over the network, as the engine sees it: objects from the store that they were fetched into,
 //! contents from the peer.
 
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::AtomicBool;
 
 use super::MirrorTree;
 use super::engine::Session;
+use crate::apply::seek_trashed;
+use crate::disk::Dir;
 use crate::error::{Error, Result};
 use crate::model::{Content, Digest, Entry, Kind, Node, Object, Root, Source, Wanted};
 use crate::peer::{Client, Fetched, Want};
@@ -17,11 +21,33 @@ pub(super) struct Remote<'a> {
     /// As this node describes it: owners as its policy says.
     pub(super) root: Root,
     pub(super) cancel: &'a AtomicBool,
+    /// `.syncagent`, when what the source has no more may be taken out of this node's own trash.
+    pub(super) trash: Option<&'a Dir>,
 }
 
 impl<'a> Remote<'a> {
     pub(super) fn of(tree: &'a MirrorTree, s: &'a Session, root: Root) -> Self {
-        Self { client: &tree.client, store: &s.store, root, cancel: &tree.supersede }
+        Self { client: &tree.client, store: &s.store, root, cancel: &tree.supersede, trash: None }
+    }
+
+    /// As [`Remote::of`], for an older generation: the source may have forgotten what this node still has.
+    pub(super) fn back_to(tree: &'a MirrorTree, s: &'a Session, root: Root) -> Self {
+        Self { trash: Some(&s.control.dir), ..Self::of(tree, s, root) }
+    }
+
+    /// The content in this node's trash.
+    fn displaced(&self, want: &Want<'_>) -> Option<OwnedFd> {
+        let control = self.trash?;
+        let mut wanted = HashMap::from([(*want.digest, (want.size, want.dir.join(want.name)))]);
+        let mut found = None;
+        let sought = seek_trashed(control, &mut wanted, self.cancel, &mut |_, displaced| {
+            found = displaced.open(control).ok();
+            false
+        });
+        if let Err(e) = sought {
+            tracing::debug!("looking into the trash: {e}");
+        }
+        found
     }
 }
 
@@ -51,7 +77,10 @@ impl Source for Remote<'_> {
             .collect();
         self.client.contents(&want, self.cancel, &mut |i, fetched| match fetched {
             Fetched::Stream(stream) => take(i, Ok(Content::Stream(stream))),
-            Fetched::Gone => take(i, Ok(Content::Vanished)),
+            Fetched::Gone => match want.get(i).and_then(|want| self.displaced(want)) {
+                Some(fd) => take(i, Ok(Content::File(fd.as_fd()))),
+                None => take(i, Ok(Content::Vanished)),
+            },
             Fetched::Unreadable(why) => take(
                 i,
                 Err(Error::new(crate::error::Class::Permanent, format!("the source cannot read it: {why}"))),

@@ -10,6 +10,7 @@ mod nodes;
 mod publish;
 mod retain;
 mod rollback;
+mod seek;
 mod serve;
 mod trash;
 
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 
 use super::history::{self, History, HistoryEntry, Ring};
 use super::orders::{Ordered, Orders, Phase};
-use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done, refresh_of};
+use super::role::{HoldOrder, Reply, Role, Trouble, refresh_of};
 use super::state::TreeState;
 use super::trash::{TrashAnswer, TrashOrder};
 use crate::config;
@@ -73,6 +74,7 @@ pub(super) struct SourceTree {
     store: Arc<Store>,
     history: History,
     retain: Retain,
+    seek: seek::Seek,
     head: watch::Receiver<Option<Arc<Generation>>>,
     /// `None` after the end: who waits for news is told to ask again.
     announcer: Mutex<Option<watch::Sender<Option<Arc<Generation>>>>>,
@@ -150,6 +152,7 @@ impl SourceTree {
             store,
             history,
             retain: Retain::default(),
+            seek: seek::Seek::default(),
             head,
             announcer: Mutex::new(Some(announcer)),
             orders: orders_to,
@@ -368,16 +371,7 @@ impl Role for SourceTree {
     }
 
     fn rollback(&self, order: RollbackOrder) -> Result<RollbackAnswer> {
-        have_done(&self.orders, |reply| {
-            Order::Job(Box::new(move |open| match open {
-                Some((engine, s)) => engine.roll_back(s, &order, &reply),
-                None => {
-                    // who asked may have gone
-                    let _ = reply.send(Err(Error::new(Class::Transient, NOT_OPEN)));
-                    Ok(())
-                }
-            }))
-        })
+        self.roll_back(&order)
     }
 
     fn retention(&self) -> Option<Retention> {

@@ -153,6 +153,13 @@ impl Nodes {
         }
     }
 
+    /// Those that are connected, and those that are not.
+    pub(super) fn by_connection(&self) -> (Vec<NodeId>, Vec<NodeId>) {
+        let mut ids: Vec<NodeId> = self.nodes.keys().cloned().collect();
+        ids.sort();
+        ids.into_iter().partition(|id| self.nodes.get(id).is_some_and(|node| node.connections > 0))
+    }
+
     /// All nodes' convergence times together.
     pub(super) fn convergence(&self, now: u64) -> Convergence {
         History::pooled(self.nodes.values().map(|n| &n.history), now)

@@ -1,14 +1,14 @@
 //! `syncagent rollback`: an older generation's content comes back into the tree, and is published as a new generation.
 //!
 //! Order: what is there is scanned → the plan to the old state → every content that it needs is found (in the tree, among
-//! what is kept, in the trash) → the guard → staged → journal → renames → published at once. Until the journal nothing
+//! what is kept, in the trash, else by [`seek`](super::seek) at the mirrors) → the guard → staged → journal → renames → published at once. Until the journal nothing
 //! in the tree changes; after it a crash is rolled forward at the next start. What is displaced goes to the
 //! trash, and so does what somebody wrote meanwhile.
 
 mod contents;
 mod publish;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -16,16 +16,19 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use contents::{Old, gone_text};
+use contents::Old;
+pub(super) use contents::gone_text;
 
 use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
 use super::retain::{KEEP, Retention, drop_kept};
+use super::seek::SOUGHT;
 use crate::apply::{
     Control, Dropped, Journal, Keep, StageCounters, Stager, commit, discard_stage, next_number, prune,
 };
 use crate::error::{Class, Error, Result};
-use crate::model::{Cause, Digest, GenId, Generation, Node, Object, Root, TreePath};
+use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, Root, TreePath};
+use crate::peer::Sought;
 use crate::plan::{Counted, Diff, Facts, Op, Options, PlanId, Tally, count, judge};
 use crate::scan::{Objects, OldTree, Only, ROOT_ID, Scanned};
 
@@ -69,8 +72,18 @@ pub struct RollbackAnswer {
     pub deleted: u64,
     /// Bytes brought back.
     pub bytes: u64,
+    /// How many contents came, or would come, from which mirror, because this host has them no more.
+    #[serde(default)]
+    pub mirrors: BTreeMap<NodeId, u64>,
     /// What is kept at present.
     pub retention: Retention,
+}
+
+/// What came of an order.
+pub(super) enum Tried {
+    Done(RollbackAnswer),
+    /// Nothing was done, because these contents are not on this host; and to which generation it shall go.
+    Lacks(GenId, Vec<Sought>),
 }
 
 /// A rollback on its way; written down before anything changes, so that the start after a crash knows what it publishes.
@@ -83,14 +96,15 @@ pub(super) struct Rolling {
 }
 
 impl Engine {
-    /// Rolls back, and answers; an error is one that ends the session.
+    /// Rolls back, and answers; an error is one that ends the session. `sought`: what mirrors have, or have sent.
     pub(super) fn roll_back(
         &mut self,
         s: &mut Session,
         order: &RollbackOrder,
-        reply: &Sender<Result<RollbackAnswer>>,
+        sought: HashMap<Digest, NodeId>,
+        reply: &Sender<Result<Tried>>,
     ) -> Result<()> {
-        let done = self.try_rollback(s, order);
+        let done = self.try_rollback(s, order, sought);
         self.approved = None;
         self.cause = None;
         let ends = match &done {
@@ -107,7 +121,12 @@ impl Engine {
         ends.map_or(Ok(()), Err)
     }
 
-    fn try_rollback(&mut self, s: &mut Session, order: &RollbackOrder) -> Result<RollbackAnswer> {
+    fn try_rollback(
+        &mut self,
+        s: &mut Session,
+        order: &RollbackOrder,
+        sought: HashMap<Digest, NodeId>,
+    ) -> Result<Tried> {
         let begun = Instant::now();
         let name = self.name().to_owned();
         let refused = |what: String| Err(Error::new(Class::Refused, what));
@@ -136,6 +155,7 @@ impl Engine {
             tree: &s.dir,
             control: &control.dir,
             keep: control.dir.open_child(KEEP).ok(),
+            sought: control.dir.open_child(SOUGHT).ok().filter(|_| !sought.is_empty()),
             found: OnceLock::new(),
         };
         let new = Objects(&source);
@@ -164,10 +184,14 @@ impl Engine {
             }
             Ok(())
         })?;
-        let found = self.find(s, &control, source.keep.as_ref(), &scanned, needed)?;
-        let found = match found {
+        let mut mirrors: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for node in needed.keys().filter_map(|digest| sought.get(digest)) {
+            *mirrors.entry(node.clone()).or_default() += 1;
+        }
+        needed.retain(|digest, _| !sought.contains_key(digest));
+        let found = match self.find(s, &control, source.keep.as_ref(), &scanned, needed)? {
             Ok(found) => found,
-            Err(gone) => return refused(gone_text(&name, target.id, &gone, &self.tree.retain.status())),
+            Err(lacks) => return Ok(Tried::Lacks(target.id, lacks)),
         };
         let _ = source.found.set(found);
         let approved = self.judged(&target, approve)?;
@@ -182,11 +206,12 @@ impl Engine {
             moved: plan.tally.moved,
             deleted: plan.tally.deleted,
             bytes: plan.tally.bytes,
+            mirrors,
             retention: self.tree.retain.status(),
         };
         if order.dry_run {
             answer.message = format!("would roll {name} back to {}: {}", target.id, counts(&answer));
-            return Ok(answer);
+            return Ok(Tried::Done(answer));
         }
         let rolling =
             Rolling { to: target.id, root: target.root.clone(), approved: approved.map(|p| p.to_string()) };
@@ -219,14 +244,14 @@ impl Engine {
             if steps == 0 {
                 answer.message =
                     format!("{name} is as generation {} already; nothing was changed", target.id);
-                return Ok(answer);
+                return Ok(Tried::Done(answer));
             }
             if matches!(published, Published::Unchanged) {
                 let (to, counts) = (target.id, counts(&answer));
                 answer.message = format!(
                     "{name} is as its newest generation {to} again: {counts}; there is nothing new to publish"
                 );
-                return Ok(answer);
+                return Ok(Tried::Done(answer));
             }
             let what = format!(
                 "the tree is as generation {} again, but it could not be published at once: somebody wrote into it \
@@ -251,7 +276,7 @@ impl Engine {
             took_ms = begun.elapsed().as_millis() as u64,
             "rolled back"
         );
-        Ok(answer)
+        Ok(Tried::Done(answer))
     }
 
     /// The generation to go back to.
@@ -455,6 +480,8 @@ fn counts(a: &RollbackAnswer) -> String {
     if parts.is_empty() {
         "nothing to change".to_owned()
     } else {
-        format!("{}, {} bytes", parts.join(", "), a.bytes)
+        let from: Vec<String> = a.mirrors.iter().map(|(node, n)| format!("{n} from mirror {node}")).collect();
+        let from = if from.is_empty() { String::new() } else { format!(" (contents: {})", from.join(", ")) };
+        format!("{}, {} bytes{from}", parts.join(", "), a.bytes)
     }
 }

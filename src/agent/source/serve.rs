@@ -9,7 +9,7 @@ use crate::config::Allow;
 use crate::disk::{Dir, boot_ms};
 use crate::error::{Class, Error, Result};
 use crate::model::{Digest, GenId, Generation, Name, Node, NodeId, Report, TreePath};
-use crate::peer::{self, Behind};
+use crate::peer::{self, Behind, Piece, Sought};
 use crate::plan::CONTROL_DIR;
 
 impl peer::Serve for SourceTree {
@@ -84,6 +84,22 @@ impl peer::Serve for SourceTree {
 
     fn kept(&self, digest: &Digest, size: u64) -> Option<std::os::fd::OwnedFd> {
         retain::open_kept(&self.keep()?, digest, size)
+    }
+
+    fn seeks(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.seek.number())
+    }
+
+    fn sought(&self, node: &NodeId, round: u64) -> Option<Vec<Sought>> {
+        self.seek.sought(node, round)
+    }
+
+    fn found(&self, node: &NodeId, round: u64, found: &[u32], done: bool) -> Option<Vec<u32>> {
+        self.seek.found(node, round, found, done)
+    }
+
+    fn piece(&self, node: &NodeId, piece: Piece, bytes: &[u8]) -> Result<()> {
+        self.seek.piece(node, piece, bytes)
     }
 
     fn report(&self, node: &NodeId, report: Report) {

@@ -20,7 +20,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use rustls::ClientConfig;
 
-use super::wire::{self, H_CLUSTER, H_NODE, H_PROTOCOL, Head, MAX_PATHS, PROTOCOL};
+use super::wire::{self, H_CLUSTER, H_NODE, H_PROTOCOL, Head, MAX_PATHS, PROTOCOL, Sought};
 use crate::error::{Class, Error, Result, lock};
 use crate::model::{Digest, GenId, NodeId, Report, TreePath};
 
@@ -100,7 +100,8 @@ impl Client {
     }
 
     /// Waits up to `wait` (at most 60 s) for a generation that is not `seen`; then gives the newest one. `known`
-    /// is the newest generation that is here completely. `None` when nothing is published yet.
+    /// is the newest generation that is here completely, `sought` the last round of seeking that was dealt with, 0 for
+    /// none: another one ends the wait. `None` when nothing is published yet.
     ///
     /// # Errors
     /// As described at [`Client`]; [`Class::Refused`] also when the source is older than `known` or `seen`.
@@ -108,9 +109,10 @@ impl Client {
         &self,
         known: Option<GenId>,
         seen: Option<(GenId, Digest)>,
+        sought: u64,
         wait: Duration,
     ) -> Result<Option<Head>> {
-        let mut query = format!("?wait={}", wait.as_secs().min(wire::MAX_WAIT));
+        let mut query = format!("?wait={}&sought={sought}", wait.as_secs().min(wire::MAX_WAIT));
         if let Some(known) = known {
             query.push_str(&format!("&known={known}"));
         }
@@ -155,6 +157,38 @@ impl Client {
             self.0.call(&ask, ANSWER, 0).await?;
         }
         Ok(())
+    }
+}
+
+impl Client {
+    /// What the source seeks among its mirrors; `None` when that round is over.
+    ///
+    /// # Errors
+    /// As described at [`Client`].
+    pub async fn sought(&self, round: u64) -> Result<Option<Vec<Sought>>> {
+        let ask = Ask::new(&self.0, Method::GET, "sought", &format!("?round={round}"), Bytes::new());
+        self.0.call(&ask, ANSWER, wire::SOUGHT_BODY).await?.map(|body| wire::sought(&body)).transpose()
+    }
+
+    /// Tells the source which places of its list are found here, and whether all were looked for. Gives which it wants to be
+    /// sent; `None` when the round is over.
+    ///
+    /// # Errors
+    /// As described at [`Client`].
+    pub async fn found(&self, round: u64, found: &[u32], done: bool) -> Result<Option<Vec<u32>>> {
+        let query = format!("?round={round}&done={done}");
+        let ask = Ask::new(&self.0, Method::POST, "found", &query, wire::encode(&found)?.into());
+        self.0.call(&ask, ANSWER, wire::FOUND_BODY).await?.map(|body| wire::places(&body)).transpose()
+    }
+
+    /// Sends a piece of a content, of at most [`wire::PIECE`] bytes; an empty one says that it cannot be sent.
+    ///
+    /// # Errors
+    /// As described at [`Client`].
+    pub async fn piece(&self, round: u64, index: u32, from: u64, bytes: Bytes) -> Result<()> {
+        let query = format!("?round={round}&index={index}&from={from}");
+        let ask = Ask::new(&self.0, Method::POST, "piece", &query, bytes);
+        self.0.call(&ask, ANSWER, 0).await.map(drop)
     }
 }
 

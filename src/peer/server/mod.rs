@@ -26,8 +26,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::tls::explain;
+use super::wire::Sought;
 use crate::disk::Dir;
-use crate::error::{Result, lock};
+use crate::error::{Class, Error, Result, lock};
 use crate::model::{Digest, GenId, Generation, Name, NodeId, Report, TreePath};
 
 use limits::Limits;
@@ -53,6 +54,17 @@ pub struct Behind {
     pub oldest: Option<(GenId, u64)>,
     /// Published generations that the mirror lacks.
     pub behind: u64,
+}
+
+/// Which part of a sought content a mirror sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The round of seeking.
+    pub round: u64,
+    /// Its place in the list of what is sought.
+    pub index: u32,
+    /// The offset of its first byte.
+    pub from: u64,
 }
 
 /// One tree, as the agent offers it.
@@ -91,6 +103,30 @@ pub trait Serve: Send + Sync + 'static {
     /// Blocking. A published content that is kept though its file is another one by now: open, of this size.
     fn kept(&self, _digest: &Digest, _size: u64) -> Option<std::os::fd::OwnedFd> {
         None
+    }
+
+    /// The number of the round in which contents are sought among the mirrors, 0 while there is none; `None`: never are.
+    fn seeks(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
+    /// What is sought; `None` when the round is over. From memory.
+    fn sought(&self, _node: &NodeId, _round: u64) -> Option<Vec<Sought>> {
+        None
+    }
+
+    /// A mirror has found these, and looks for no more when it is `done`. Gives which it shall send; `None` when the
+    /// round is over. From memory.
+    fn found(&self, _node: &NodeId, _round: u64, _found: &[u32], _done: bool) -> Option<Vec<u32>> {
+        None
+    }
+
+    /// Blocking. A mirror sends what it was asked for.
+    ///
+    /// # Errors
+    /// Nobody asked it, the round is over, or it cannot be written.
+    fn piece(&self, _node: &NodeId, _piece: Piece, _bytes: &[u8]) -> Result<()> {
+        Err(Error::new(Class::Permanent, "nothing is sought here"))
     }
 
     /// A mirror reports.

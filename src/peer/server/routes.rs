@@ -13,9 +13,11 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Piece;
 use super::conn::Caller;
 use super::content::{Contents, Objects};
 use super::refuse::{Reason, Refusal};
@@ -39,6 +41,9 @@ pub(super) fn router() -> Router {
         .route("/sync/1/{tree}/contents", post(contents))
         .route("/sync/1/{tree}/report", post(report))
         .route("/sync/1/{tree}/suspect", post(suspect))
+        .route("/sync/1/{tree}/sought", get(sought))
+        .route("/sync/1/{tree}/found", post(found))
+        .route("/sync/1/{tree}/piece", post(piece))
 }
 
 async fn hello(Extension(caller): Extension<Caller>) -> Answer {
@@ -53,6 +58,8 @@ struct Seen {
     known: Option<String>,
     seen: Option<String>,
     root: Option<String>,
+    /// `None`: it does not know of seeking.
+    sought: Option<u64>,
     #[serde(default)]
     wait: u64,
 }
@@ -87,6 +94,7 @@ async fn head(
     let begun = Instant::now();
     let until = begun + Duration::from_secs(query.wait.min(MAX_WAIT));
     let mut heads = tree.serve.head();
+    let mut seeks = query.sought.and_then(|_| tree.serve.seeks());
     // once: an answer is no sign of life, and `known` may be old by then
     tree.serve.heard(&caller.node, known);
     loop {
@@ -97,7 +105,8 @@ async fn head(
             // published in between: the two do not belong together
             continue;
         }
-        let over = Instant::now() >= until;
+        let round = seeks.as_mut().map_or(0, |seeks| *seeks.borrow_and_update());
+        let over = Instant::now() >= until || round != 0 && Some(round) != query.sought;
         match newest {
             Some(newest) if over || seen != Some((newest.id, newest.root.object)) => {
                 let generation = Arc::unwrap_or_clone(newest);
@@ -107,6 +116,7 @@ async fn head(
                     oldest: behind.oldest,
                     behind: behind.behind,
                     waited_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(0),
+                    seeks: round,
                 };
                 return Ok(Json(head).into_response());
             }
@@ -115,10 +125,18 @@ async fn head(
         }
         tokio::select! {
             changed = heads.changed() => changed.map_err(|_| later(ANEW))?,
+            changed = next_round(&mut seeks) => changed.map_err(|_| later(ANEW))?,
             () = tree.gone.cancelled() => return Err(later(ANEW)),
             () = sleep_until(until) => {}
             () = caller.peer.stop.cancelled() => return Err(later("the source is stopping")),
         }
+    }
+}
+
+async fn next_round(seeks: &mut Option<watch::Receiver<u64>>) -> Result<(), watch::error::RecvError> {
+    match seeks {
+        Some(seeks) => seeks.changed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -153,6 +171,69 @@ async fn suspect(Extension(caller): Extension<Caller>, Path(tree): Path<String>,
     let tree = caller.tree(&tree)?;
     let paths = wire::paths(&read(body, wire::SUSPECT_BODY).await?).map_err(|e| bad(e.what))?;
     tree.serve.suspect(&caller.node, paths);
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Deserialize)]
+struct Round {
+    round: u64,
+    #[serde(default)]
+    done: bool,
+}
+
+async fn sought(
+    Extension(caller): Extension<Caller>,
+    Path(tree): Path<String>,
+    Query(query): Query<Round>,
+) -> Answer {
+    let tree = caller.tree(&tree)?;
+    list(tree.serve.sought(&caller.node, query.round))
+}
+
+async fn found(
+    Extension(caller): Extension<Caller>,
+    Path(tree): Path<String>,
+    Query(query): Query<Round>,
+    body: Body,
+) -> Answer {
+    let tree = caller.tree(&tree)?;
+    let found = wire::places(&read(body, wire::FOUND_BODY).await?).map_err(|e| bad(e.what))?;
+    list(tree.serve.found(&caller.node, query.round, &found, query.done))
+}
+
+/// 204 when there is none.
+fn list(list: Option<impl Serialize>) -> Answer {
+    match list {
+        Some(list) => Ok(Response::new(Body::from(wire::encode(&list)?))),
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+#[derive(Deserialize)]
+struct PieceOf {
+    round: u64,
+    index: u32,
+    from: u64,
+}
+
+async fn piece(
+    Extension(caller): Extension<Caller>,
+    Path(tree): Path<String>,
+    Query(query): Query<PieceOf>,
+    body: Body,
+) -> Answer {
+    let tree = caller.tree(&tree)?;
+    let slot = caller.slot()?;
+    let bytes = read(body, wire::PIECE).await?;
+    let piece = Piece { round: query.round, index: query.index, from: query.from };
+    let stopped = || later("the source is stopping");
+    let permit = Arc::clone(&tree.reads).acquire_owned().await.map_err(|_| stopped())?;
+    let written = tokio::task::spawn_blocking(move || {
+        // both stay with the thread, even if nobody waits for it any more
+        let (_permit, _slot) = (permit, slot);
+        tree.serve.piece(&caller.node, piece, &bytes)
+    });
+    written.await.map_err(|_| stopped())??;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -26,7 +26,7 @@ fn garbage_is_answered_with_400_and_closed() {
         assert!(closes(&mut stream));
         eventually("counted", || rig.refused(Reason::Malformed) + rig.refused(Reason::TooLarge) > before);
     }
-    rig.runtime.block_on(rig.client().head(None, None, Duration::ZERO)).unwrap();
+    rig.runtime.block_on(rig.client().head(None, None, 0, Duration::ZERO)).unwrap();
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_node_has_no_more_than_its_share_of_connections() {
     assert!(answer(&mut more).starts_with("HTTP/1.1 429"));
     assert!(closes(&mut more), "it does not stay");
     let other = rig.client_of(rig.unix(), "other", "test", "t");
-    rig.runtime.block_on(other.head(None, None, Duration::ZERO)).unwrap();
+    rig.runtime.block_on(other.head(None, None, 0, Duration::ZERO)).unwrap();
     open.pop();
     eventually("there is room again", || {
         let mut again = raw(&rig.socket, &ask);

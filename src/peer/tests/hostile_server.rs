@@ -164,7 +164,7 @@ fn an_answer_that_is_no_protocol_is_garbage() {
         "HTTP/1.1 200 OK\r\nsyncagent-protocol: 1\r\ncontent-length: 2\r\n\r\n{}",
     ] {
         let liar = once(garbage.into());
-        let e = liar.runtime.block_on(liar.client.head(None, None, Duration::ZERO)).unwrap_err();
+        let e = liar.runtime.block_on(liar.client.head(None, None, 0, Duration::ZERO)).unwrap_err();
         assert_eq!(e.class, Class::Integrity, "{garbage}: {e}");
         assert_eq!(
             objects(&liar.client, &[Digest::of(b"")]).unwrap_err().class,
@@ -188,7 +188,7 @@ fn refusals_are_classed_by_what_can_be_done() {
     ] {
         let head = format!("HTTP/1.1 {status} No\r\ncontent-length: 4000\r\n\r\nbecause\x1b");
         let liar = once([head.as_bytes(), &[b'x'; 3992]].concat());
-        let e = liar.runtime.block_on(liar.client.head(None, None, Duration::ZERO)).unwrap_err();
+        let e = liar.runtime.block_on(liar.client.head(None, None, 0, Duration::ZERO)).unwrap_err();
         assert_eq!(e.class, class, "{e}");
         assert!(e.what.contains("because\\x1b") && e.what.len() < 2000, "{e}");
     }
@@ -202,7 +202,7 @@ fn an_endless_head_is_not_swallowed() {
         while stream.write_all(&[b' '; 4096]).is_ok() {}
         false
     });
-    let e = liar.runtime.block_on(liar.client.head(None, None, Duration::ZERO)).unwrap_err();
+    let e = liar.runtime.block_on(liar.client.head(None, None, 0, Duration::ZERO)).unwrap_err();
     assert_eq!(e.class, Class::Integrity);
     assert!(e.what.contains("more than 65536 bytes"), "{e}");
 }

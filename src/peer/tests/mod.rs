@@ -62,6 +62,8 @@ pub(super) struct Tree {
     pub(super) connected: Mutex<HashMap<NodeId, i32>>,
     pub(super) superseded: AtomicBool,
     pub(super) heard: AtomicUsize,
+    pub(super) seeks: watch::Sender<u64>,
+    pub(super) pieces: Mutex<Vec<(Piece, Vec<u8>)>>,
 }
 
 impl Tree {
@@ -78,6 +80,8 @@ impl Tree {
             connected: Mutex::default(),
             superseded: AtomicBool::new(false),
             heard: AtomicUsize::new(0),
+            seeks: watch::Sender::new(0),
+            pieces: Mutex::default(),
         })
     }
 
@@ -153,6 +157,30 @@ impl Serve for Tree {
 
     fn publishes(&self, dir: &TreePath, name: &Name, digest: &Digest) -> bool {
         self.published.lock().unwrap().get(&dir.join(name)) == Some(digest)
+    }
+
+    fn seeks(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.seeks.subscribe())
+    }
+
+    fn sought(&self, _: &NodeId, round: u64) -> Option<Vec<Sought>> {
+        let all = || {
+            (0..MAX_SOUGHT).map(|i| Sought {
+                digest: Digest::of(&i.to_le_bytes()),
+                size: i as u64 + 1,
+                path: path(&format!("{}{i}", "long/".repeat(700))),
+            })
+        };
+        (round == *self.seeks.borrow()).then(|| all().collect())
+    }
+
+    fn found(&self, _: &NodeId, round: u64, found: &[u32], done: bool) -> Option<Vec<u32>> {
+        (round == *self.seeks.borrow()).then(|| if done { found.to_vec() } else { Vec::new() })
+    }
+
+    fn piece(&self, _: &NodeId, piece: Piece, bytes: &[u8]) -> Result<()> {
+        self.pieces.lock().unwrap().push((piece, bytes.to_vec()));
+        Ok(())
     }
 
     fn report(&self, _: &NodeId, report: Report) {

@@ -15,7 +15,7 @@ fn bytes(n: usize) -> Vec<u8> {
 fn the_long_poll_wakes_when_a_generation_is_published() {
     let rig = Rig::new();
     let client = rig.client();
-    let head = |known, seen, wait| rig.runtime.block_on(client.head(known, seen, wait));
+    let head = |known, seen, wait| rig.runtime.block_on(client.head(known, seen, 0, wait));
     assert_eq!(head(None, None, Duration::ZERO).unwrap(), None);
     let first = rig.tree.publish(1);
     let got = head(None, None, Duration::from_secs(60)).unwrap().unwrap();
@@ -28,7 +28,7 @@ fn the_long_poll_wakes_when_a_generation_is_published() {
 
     let asked = rig.tree.heard.load(Ordering::SeqCst);
     let waiting = client.clone();
-    let task = rig.runtime.spawn(async move { waiting.head(None, seen, Duration::from_secs(60)).await });
+    let task = rig.runtime.spawn(async move { waiting.head(None, seen, 0, Duration::from_secs(60)).await });
     eventually("the question arrives", || rig.tree.heard.load(Ordering::SeqCst) > asked);
     let began = Instant::now();
     let second = rig.tree.publish(2);
@@ -42,6 +42,44 @@ fn the_long_poll_wakes_when_a_generation_is_published() {
     let refused = head(None, other, Duration::ZERO).unwrap_err();
     assert_eq!(refused.class, Class::Refused);
     assert!(refused.what.contains("older than its mirror (409"), "{refused}");
+}
+
+#[test]
+fn the_long_poll_wakes_when_contents_are_sought_and_they_are_sent_in_pieces() {
+    let rig = Rig::new();
+    let client = rig.client();
+    let first = rig.tree.publish(1);
+    let seen = Some((first.id, first.root.object));
+    let waiting = client.clone();
+    let long = Duration::from_secs(60);
+    let task = rig.runtime.spawn(async move { waiting.head(None, seen, 0, long).await });
+    eventually("the question arrives", || rig.tree.heard.load(Ordering::SeqCst) > 0);
+    rig.tree.seeks.send_replace(7);
+    let got = rig.runtime.block_on(task).unwrap().unwrap().unwrap();
+    assert_eq!((got.generation, got.seeks), (first, 7));
+    // who dealt with that round waits on, also when it is over
+    let waiting = client.clone();
+    let asked = rig.tree.heard.load(Ordering::SeqCst);
+    let task = rig.runtime.spawn(async move { waiting.head(None, seen, 7, long).await });
+    eventually("the question arrives", || rig.tree.heard.load(Ordering::SeqCst) > asked);
+    assert_eq!(rig.runtime.block_on(client.sought(6)).unwrap(), None, "it is over");
+    let sought = rig.runtime.block_on(client.sought(7)).unwrap().unwrap();
+    assert_eq!((sought.len(), sought[5].size), (1024, 6));
+    let all: Vec<u32> = (0..1024).map(|i| u32::MAX - i).collect();
+    assert_eq!(rig.runtime.block_on(client.found(7, &all, false)).unwrap(), Some(vec![]));
+    assert_eq!(rig.runtime.block_on(client.found(7, &all, true)).unwrap(), Some(all));
+    assert_eq!(rig.runtime.block_on(client.found(6, &[], true)).unwrap(), None);
+    let content = bytes(PIECE);
+    rig.runtime.block_on(client.piece(7, 3, 9, content.clone().into())).unwrap();
+    let piece = Piece { round: 7, index: 3, from: 9 };
+    assert!(*rig.tree.pieces.lock().unwrap() == [(piece, content)]);
+    let more = bytes(PIECE + 1);
+    let e = rig.runtime.block_on(client.piece(7, 3, 9, more.into())).unwrap_err();
+    assert!(e.what.contains("413"), "{e}");
+    rig.tree.seeks.send_replace(0);
+    assert!(!task.is_finished());
+    let second = rig.tree.publish(2);
+    assert_eq!(rig.runtime.block_on(task).unwrap().unwrap().unwrap().generation, second);
 }
 
 #[test]
@@ -248,7 +286,7 @@ fn a_bug_in_one_request_leaves_the_others_alone() {
 fn connections_are_counted_for_the_tree_until_they_go() {
     let rig = Rig::new();
     let client = rig.client();
-    rig.runtime.block_on(client.head(None, None, Duration::ZERO)).unwrap();
+    rig.runtime.block_on(client.head(None, None, 0, Duration::ZERO)).unwrap();
     rig.runtime.block_on(client.report(&Report::default())).unwrap();
     client.objects(&[Digest::of(b"x")], &mut |_, _| Ok(())).unwrap();
     assert_eq!(rig.tree.connected.lock().unwrap()[&node("mirror")], 2, "connections are used again");
@@ -268,7 +306,7 @@ fn a_connection_that_died_while_idle_is_replaced() {
         let (came, result) = fetch(&client, &[wanted("f", 7, digest)]);
         result.unwrap();
         assert_eq!(came, [Came::Whole(b"content".to_vec())]);
-        assert!(rig.runtime.block_on(client.head(None, None, Duration::ZERO)).unwrap().is_none());
+        assert!(rig.runtime.block_on(client.head(None, None, 0, Duration::ZERO)).unwrap().is_none());
         rig.end();
         rig.listen();
     }
@@ -283,7 +321,7 @@ fn the_server_ends_within_two_seconds_whatever_is_under_way() {
     let client = rig.client();
     let polling = client.clone();
     let seen = Some((first.id, first.root.object));
-    let poll = rig.runtime.spawn(async move { polling.head(None, seen, Duration::from_secs(60)).await });
+    let poll = rig.runtime.spawn(async move { polling.head(None, seen, 0, Duration::from_secs(60)).await });
     let digest = rig.tree.file("large", &bytes(LARGE));
     let want = contents_of("large", LARGE, digest);
     // a transfer that nobody reads
@@ -344,7 +382,7 @@ fn a_reload_takes_trees_away_and_ends_their_polls() {
     let (client, idle) = (rig.client(), rig.client());
     rig.runtime.block_on(idle.report(&Report::default())).unwrap();
     let polling = client.clone();
-    let poll = rig.runtime.spawn(async move { polling.head(None, None, Duration::from_secs(60)).await });
+    let poll = rig.runtime.spawn(async move { polling.head(None, None, 0, Duration::from_secs(60)).await });
     eventually("it waits", || rig.tree.heard.load(Ordering::SeqCst) > 0);
     // the same tree again disturbs nobody
     let same = Arc::clone(&rig.tree) as Arc<dyn Serve>;
@@ -365,7 +403,7 @@ fn a_reload_takes_trees_away_and_ends_their_polls() {
         rig.tree.connected.lock().unwrap().get(&node("mirror")).is_none_or(|n| *n <= 1)
     });
     rig.server.set_trees(HashMap::new());
-    let e = rig.runtime.block_on(client.head(None, None, Duration::ZERO)).unwrap_err();
+    let e = rig.runtime.block_on(client.head(None, None, 0, Duration::ZERO)).unwrap_err();
     assert_eq!(e.class, Class::Refused);
     assert!(e.what.contains("no tree `t` here (404"), "{e}");
 }
@@ -374,7 +412,7 @@ fn a_reload_takes_trees_away_and_ends_their_polls() {
 fn who_may_not_is_told_so() {
     let rig = Rig::new();
     let says = |client: Client, class, text: &str| {
-        let e = rig.runtime.block_on(client.head(None, None, Duration::ZERO)).unwrap_err();
+        let e = rig.runtime.block_on(client.head(None, None, 0, Duration::ZERO)).unwrap_err();
         assert_eq!(e.class, class, "{e}");
         assert!(e.what.contains(text), "{e}");
         let e = client.objects(&[Digest::of(b"")], &mut |_, _| Ok(())).unwrap_err();

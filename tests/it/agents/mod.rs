@@ -11,5 +11,6 @@ mod operate;
 mod public;
 mod refresh;
 mod rollback;
+mod seek;
 mod trash;
 mod truth;

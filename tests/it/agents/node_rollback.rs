@@ -217,7 +217,7 @@ fn what_the_source_does_not_keep_is_named_and_the_node_stays() {
 }
 
 fn nothing_kept(activate: &str) {
-    let (c, a, b, port) = pair("keep = 0\n", &format!("activate = \"{activate}\"\n"));
+    let (c, a, b, port) = pair("keep = 0\n", &format!("activate = \"{activate}\"\nkeep = 0\n"));
     let second = bad(&c, &a, 2);
     let stays = || b.own()["error"]["what"].as_str().is_some_and(|e| e.contains("cannot be rolled back"));
     until("that it stays", stays);
@@ -243,6 +243,19 @@ fn nothing_kept(activate: &str) {
     a.order(&["wait", "t"]).code(0);
     c.assert_converges(&a, &b, ("a", "b"));
     assert_eq!(b.own()["error"], Value::Null);
+}
+
+#[test]
+fn what_the_source_does_not_keep_comes_from_the_nodes_own_trash() {
+    let (c, a, b, _) = pair("keep = 0\n", "");
+    let old = c.digest("b");
+    let second = bad(&c, &a, 2);
+    b.wait_for_state("rolled-back");
+    assert_eq!((c.digest("b"), c.scratch.read("b/served/x")), (old, b"good 1".to_vec()));
+    assert!(b.own()["applied"] != second);
+    c.scratch.write("a/tree/x", "good 3");
+    a.order(&["wait", "t"]).code(0);
+    c.assert_converges(&a, &b, ("a", "b"));
 }
 
 #[test]

@@ -8,10 +8,12 @@ use rustix::io::Errno;
 
 use super::super::engine::{Engine, Session};
 use super::super::retain::{Retention, is_kept, open_kept};
-use crate::apply::{Control, TrashPart, open_displaced, trashed_content};
+use super::super::seek::open_sought;
+use crate::apply::{Control, Displaced, seek_trashed};
 use crate::disk::Dir;
 use crate::error::{Context as _, Result};
 use crate::model::{Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted};
+use crate::peer::Sought;
 use crate::plan::Side as _;
 use crate::scan::{Indexed, Scanned, Store};
 
@@ -20,7 +22,7 @@ const NAMED: usize = 20;
 
 /// Where a content is that is not among what is kept.
 pub(super) enum Place {
-    Trash(u64, TrashPart, TreePath),
+    Trash(Displaced),
     Tree(TreePath),
 }
 
@@ -31,6 +33,8 @@ pub(super) struct Old<'a> {
     pub(super) tree: &'a Dir,
     pub(super) control: &'a Dir,
     pub(super) keep: Option<Dir>,
+    /// What mirrors sent.
+    pub(super) sought: Option<Dir>,
     /// Set once it was looked for.
     pub(super) found: OnceLock<HashMap<Digest, Place>>,
 }
@@ -56,14 +60,16 @@ impl Source for Old<'_> {
                 continue;
             }
             let fd = match self.found.get().and_then(|found| found.get(digest)) {
-                Some(Place::Trash(commit, part, path)) => open_displaced(self.control, *commit, *part, path),
+                Some(Place::Trash(displaced)) => displaced.open(self.control),
                 Some(Place::Tree(path)) => {
                     let (parent, name) = path.split();
                     let parent = TreePath::new(parent).unwrap_or_default();
                     self.tree.open(&parent).and_then(|dir| dir.open_file(name))
                 }
                 None => {
-                    self.keep.as_ref().and_then(|keep| open_kept(keep, digest, *size)).ok_or(Errno::NOENT)
+                    let sought = self.sought.as_ref().and_then(|dir| open_sought(dir, digest).ok());
+                    let kept = || self.keep.as_ref().and_then(|keep| open_kept(keep, digest, *size));
+                    sought.or_else(kept).ok_or(Errno::NOENT)
                 }
             };
             match fd {
@@ -88,7 +94,7 @@ impl Engine {
         keep: Option<&Dir>,
         scanned: &Scanned,
         needed: HashMap<Digest, (u64, TreePath)>,
-    ) -> Result<Result<HashMap<Digest, Place>, Vec<TreePath>>> {
+    ) -> Result<Result<HashMap<Digest, Place>, Vec<Sought>>> {
         let mut found = HashMap::new();
         let mut missing: HashMap<Digest, (u64, TreePath)> = HashMap::new();
         for (digest, (size, path)) in needed {
@@ -100,16 +106,13 @@ impl Engine {
         if !missing.is_empty() {
             self.find_in_tree(s, scanned, &mut missing, &mut found)?;
         }
-        let mut gone = Vec::new();
-        for (digest, (size, path)) in missing {
-            match trashed_content(&control.dir, &path, size, &digest, &self.tree.stop)? {
-                Some((commit, part)) => {
-                    found.insert(digest, Place::Trash(commit, part, path));
-                }
-                None => gone.push(path),
-            }
-        }
-        gone.sort();
+        seek_trashed(&control.dir, &mut missing, &self.tree.stop, &mut |digest, displaced| {
+            found.insert(digest, Place::Trash(displaced));
+            true
+        })?;
+        let gone = missing.into_iter().map(|(digest, (size, path))| Sought { digest, size, path });
+        let mut gone: Vec<Sought> = gone.collect();
+        gone.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(if gone.is_empty() { Ok(found) } else { Err(gone) })
     }
 
@@ -143,7 +146,13 @@ impl Engine {
     }
 }
 
-pub(super) fn gone_text(name: &str, to: GenId, gone: &[TreePath], retention: &Retention) -> String {
+pub(in crate::agent::source) fn gone_text(
+    name: &str,
+    to: GenId,
+    gone: &[TreePath],
+    retention: &Retention,
+    mirrors: &str,
+) -> String {
     let named: Vec<String> = gone.iter().take(NAMED).map(TreePath::to_string).collect();
     let more = gone.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -155,8 +164,8 @@ pub(super) fn gone_text(name: &str, to: GenId, gone: &[TreePath], retention: &Re
         ),
     };
     format!(
-        "{name} cannot be rolled back to {to}: the content of {} files is gone: {}{more} ({why}). Nothing was changed; a \
-         mirror's trash may still have it (`syncagent trash {name} list` there)",
+        "{name} cannot be rolled back to {to}: the content of {} files is gone: {}{more} ({why}). Nothing was changed; \
+         mirrors: {mirrors}",
         gone.len(),
         named.join(", ")
     )
