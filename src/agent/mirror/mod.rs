@@ -7,6 +7,7 @@
 mod back;
 mod bring;
 mod contact;
+mod deferral;
 mod engine;
 mod remote;
 mod tell;
@@ -28,7 +29,7 @@ use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result, lock};
-use crate::lag::{Deferred, History, Lag};
+use crate::lag::{History, Lag};
 use crate::model::{
     Digest, GenId, Generation, NodeId, NodeStatus, RefusedPlan, Report, RoleName, State, TreePath,
     TreeStatus, WatchStatus, escaped,
@@ -82,6 +83,8 @@ pub(super) struct MirrorTree {
     /// The newest generation changed.
     arrived: Condvar,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Writes down when the tree was deferred.
+    keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
     refresher: OnceLock<Arc<Refresher>>,
 }
@@ -112,7 +115,7 @@ struct Shared {
     watch: WatchStatus,
     lag: Lag,
     /// When what is published was not late, but deferred.
-    deferred: Deferred,
+    deferred: deferral::Deferral,
     orders: Orders,
     /// When the source was last asked, of the answers that came; boot time.
     answered: u64,
@@ -145,23 +148,6 @@ impl Shared {
             _ => newest.number,
         }
     }
-
-    /// Milliseconds of lag: the age of the oldest generation that is published and not complete here, without the time
-    /// in which the tree was paused, refused or rolled back, or the source could not be heard.
-    fn lag_ms(&self, now: u64) -> Option<u64> {
-        // who went back begins to count anew, and lacks nothing until the source says what is newer
-        let anew = || (self.connected && self.gone_back().is_some()).then_some(0);
-        self.lag.lag_ms(now).map(|age| self.deferred.counted(age, now)).or_else(anew)
-    }
-
-    /// To be called whenever one of these may have changed.
-    fn defer(&mut self, now: u64) {
-        let deferred = self.orders.paused.is_some()
-            || self.state == State::Refused
-            || !self.connected
-            || self.gone_back().is_some();
-        self.deferred.set(deferred, now);
-    }
 }
 
 impl MirrorTree {
@@ -183,13 +169,7 @@ impl MirrorTree {
         let (orders_to, inbox) = channel();
         let mut orders = Orders::read(&state);
         back::drop_unless_configured(&mut orders, &config.refresh);
-        let mut deferred = Deferred::default();
-        let now = boot_ms();
-        match &orders.paused {
-            Some(paused) => deferred.began(paused.mark(wall_ms()).for_ms, now),
-            // until the source is heard
-            None => deferred.set(true, now),
-        }
+        let (deferred, woken) = deferral::Deferral::read(&state, orders.paused.as_ref());
         let happened = Happened::open(&state.file("history.db"));
         let (now, wall) = (boot_ms() as i64, wall_ms());
         let mut recent = Ring::default();
@@ -248,6 +228,7 @@ impl MirrorTree {
             ordering: Mutex::new(()),
             arrived: Condvar::new(),
             thread: Mutex::new(None),
+            keeper: Mutex::new(None),
             refresher: OnceLock::new(),
         });
         tree.start_refresher()?;
@@ -256,6 +237,7 @@ impl MirrorTree {
         let thread = std::thread::Builder::new().name(name).spawn(move || engine.run());
         let thread = thread.map_err(|e| Error::io(e, "cannot start a thread"))?;
         *lock(&tree.thread) = Some(thread);
+        *lock(&tree.keeper) = deferral::keep(&tree, woken);
         tokio::spawn(contact::listen(tree.clone()));
         tokio::spawn(contact::report(tree.clone()));
         Ok(tree)
@@ -560,10 +542,12 @@ impl Role for MirrorTree {
         }
         self.arrived.notify_all();
         let _ = self.orders.send(Order::Stop);
+        self.shared().deferred.wake();
     }
 
     fn has_ended(&self) -> bool {
-        self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
+        let kept = lock(&self.keeper).as_ref().is_none_or(std::thread::JoinHandle::is_finished);
+        kept && self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
     }
 }
 
