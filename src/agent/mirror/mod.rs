@@ -8,6 +8,7 @@ mod back;
 mod bring;
 mod contact;
 mod deferral;
+mod empty;
 mod engine;
 mod remote;
 mod tell;
@@ -109,6 +110,8 @@ struct Shared {
     applied_object: Option<Digest>,
     content: Option<Digest>,
     files: u64,
+    /// Nothing was ever completely applied here, and there were no files before; `None` when nobody can tell.
+    empty: Option<bool>,
     drift: u64,
     /// Something was written here, and nobody looked yet whether that is drift.
     unjudged: bool,
@@ -169,6 +172,8 @@ impl MirrorTree {
         let (orders_to, inbox) = channel();
         let mut orders = Orders::read(&state);
         back::drop_unless_configured(&mut orders, &config.refresh);
+        // what cannot be looked at is the engine's to complain of
+        let empty = config.filter().and_then(|filter| empty::is_empty(&path, &filter)).ok();
         let (deferred, woken) = deferral::Deferral::read(&state, orders.paused.as_ref());
         let happened = Happened::open(&state.file("history.db"));
         let (now, wall) = (boot_ms() as i64, wall_ms());
@@ -205,6 +210,7 @@ impl MirrorTree {
                 applied_object: None,
                 content: None,
                 files: 0,
+                empty,
                 drift: 0,
                 unjudged: false,
                 watch: WatchStatus::default(),
@@ -373,6 +379,7 @@ impl MirrorTree {
             consistent: shared.connected && self.is_consistent(shared),
             paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
             drained: self.limits.drained(),
+            empty: shared.empty,
             behind: shared.behind,
             lag_ms: shared.lag_ms(now),
             contact_age_ms: shared.lag.contact_age_ms(now),
