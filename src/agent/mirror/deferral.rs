@@ -186,13 +186,8 @@ fn write(tree: &MirrorTree, woken: &Receiver<()>) {
         }
         looked = Instant::now();
         let stopped = tree.stopped();
-        let (spans, record, paused) = {
-            let shared = tree.shared();
-            let (spans, record) = shared.record(stopped);
-            (spans, record, shared.orders.paused.is_some())
-        };
-        // a pause is on record without this
-        let goes_on = (stopped || renews && !paused) && record.written.open.is_some();
+        let (spans, record) = tree.shared().record(stopped);
+        let goes_on = (stopped || renews) && record.written.open.is_some();
         let differs = goes_on || failed || record.refused != there.refused || seen.as_ref() != Some(&spans);
         if differs && !(record.says_nothing() && there.says_nothing()) {
             match tree.state.write(FILE, &record) {

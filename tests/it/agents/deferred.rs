@@ -62,6 +62,21 @@ fn lag(b: &Agent) -> u64 {
     b.own()["lag_ms"].as_u64().unwrap()
 }
 
+/// What cannot matter is not on record, and nothing is written for it.
+#[test]
+fn a_mirror_in_step_has_nothing_on_record() {
+    let (c, a, b) = pair(Cluster::local(), "");
+    std::fs::remove_file(c.path().join("b/bad")).unwrap();
+    for _ in 0..3 {
+        let (generation, _) = publish(&c, &a);
+        until("the generation", || b.own()["generation"] == generation);
+    }
+    b.stop();
+    let nothing = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
+    let left = record(&c);
+    assert!(nothing(&left["spans"]) && left["open"].is_null(), "{left:#}");
+}
+
 fn has(b: &Agent, generation: &Value) {
     until("the generation in place", || b.own()["applied"] == *generation);
 }
