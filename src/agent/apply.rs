@@ -295,7 +295,8 @@ impl Apply<'_> {
     ) -> Result<()> {
         let o = self.o;
         let root_attrs = trees.root_attrs();
-        let mut marker = marker.unwrap_or_default();
+        let had_files = trees.tree.is_some_and(|t| t.files > 0);
+        let mut marker = marker.unwrap_or_else(|| Marker { had_files, ..Marker::new() });
         if marker.seq == 0 && marker.applied.is_none() {
             // before anything of ours is in it: after a crash it must not pass for somebody else's
             marker.taken_over |= self.is_ours_from_the_start(trees, outcome);

@@ -3,6 +3,8 @@
 //! Only the node's own faults count by default. The source gone, a pause or a refused plan meets all nodes of a
 //! cluster at once: if that drained them, an outage of the deployment would become one of the service.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +12,7 @@ use super::orders::Ordered;
 use crate::config::{Fault, Health, Tree};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::lock;
-use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State};
+use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State, TreeStatus};
 
 /// A reason is cut here, in characters: it goes into one line of a load balancer's log.
 const LONGEST: usize = 300;
@@ -24,6 +26,8 @@ pub(super) struct Limits {
     drained: Mutex<Option<Ordered>>,
     /// When the agent started, boot time in ms.
     started: u64,
+    /// Whether trees that a reload starts again were empty, by their paths.
+    empty: Mutex<BTreeMap<PathBuf, bool>>,
     /// When trees were last started, which a reload does, too.
     trees_started: AtomicU64,
 }
@@ -40,7 +44,8 @@ pub(super) struct Up {
 impl Limits {
     pub(super) fn new(health: Health, drained: Option<Ordered>) -> Self {
         let (now, drained) = (boot_ms(), Mutex::new(drained));
-        Self { health: Mutex::new(health), drained, started: now, trees_started: AtomicU64::new(now) }
+        let empty = Mutex::default();
+        Self { health: Mutex::new(health), drained, started: now, empty, trees_started: AtomicU64::new(now) }
     }
 
     /// Who drained the node, if anybody did.
@@ -58,6 +63,18 @@ impl Limits {
     pub(super) fn set(&self, health: Health) {
         self.trees_started.store(boot_ms(), Ordering::Relaxed);
         *lock(&self.health) = health;
+    }
+
+    /// A tree ends, and is perhaps started again.
+    pub(super) fn ends(&self, tree: &Tree, last: &TreeStatus) {
+        if let Some(empty) = last.nodes.first().and_then(|own| own.empty) {
+            lock(&self.empty).insert(tree.path.clone(), empty);
+        }
+    }
+
+    /// Whether a tree that is being started was empty when it ended.
+    pub(super) fn was_empty(&self, tree: &Tree) -> Option<bool> {
+        lock(&self.empty).get(&tree.path).copied()
     }
 
     /// Why the node takes no traffic because of this tree, now; see [`judge`].
@@ -138,6 +155,14 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> 
         Fault::Disconnected => {
             (mirror && !own.connected).then(|| format!("no connection to the source{}", said()))
         }
+        Fault::Empty if mirror => match own.empty {
+            Some(false) => None,
+            Some(true) => Some("nothing of it was ever completely applied here".to_owned()),
+            // that says it better
+            None if own.state == State::Failed && health.drain_on.contains(&Fault::Failed) => None,
+            None => Some("it is not known yet whether anything was ever applied here".to_owned()),
+        },
+        Fault::Empty => None,
         Fault::RolledBack => (own.state == State::RolledBack).then(|| {
             let said = own.error.as_ref().map(|e| e.what.clone());
             said.unwrap_or_else(|| "rolled back to the generation before".to_owned())
@@ -196,6 +221,7 @@ mod tests {
             contact_age_ms: Some(40),
             connected: true,
             consistent: true,
+            empty: Some(false),
             ..NodeStatus::new(NodeId::new("b").unwrap(), RoleName::Mirror)
         }
     }
@@ -207,6 +233,10 @@ mod tests {
     fn refresh(state: RefreshState, attempts: u64, error: Option<Trouble>) -> NodeStatus {
         let refresh = RefreshStatus { state, action: Some("carbon".into()), attempts, error };
         NodeStatus { refresh: Some(refresh), ..fine() }
+    }
+
+    fn empty(state: State) -> NodeStatus {
+        NodeStatus { state, empty: Some(true), ..fine() }
     }
 
     fn mark() -> Option<Mark> {
@@ -257,6 +287,37 @@ mod tests {
                 long,
                 "the server does not see the change: 404",
             ),
+            // whatever else is so: also with the source away after the grace, paused, refused, incomplete
+            (empty(State::Fetching), 1, "nothing of it was ever completely applied here"),
+            (
+                NodeStatus {
+                    lag_ms: None,
+                    contact_age_ms: None,
+                    connected: false,
+                    ..empty(State::Disconnected)
+                },
+                11,
+                "nothing of it was ever completely applied here",
+            ),
+            (empty(State::Refused), long, "nothing of it was ever completely applied here"),
+            (
+                NodeStatus { paused: mark(), ..empty(State::Paused) },
+                long,
+                "nothing of it was ever completely applied here",
+            ),
+            (empty(State::Incomplete), long, "nothing of it was ever completely applied here"),
+            (
+                NodeStatus { empty: None, state: State::Starting, ..fine() },
+                1,
+                "it is not known yet whether anything was ever applied here",
+            ),
+            (
+                NodeStatus { empty: None, state: State::Failed, error: trouble("it hangs"), ..fine() },
+                long,
+                "failed: it hangs",
+            ),
+            // files that the agent did not put there
+            (NodeStatus { state: State::Refused, plan: None, ..fine() }, long, ""),
         ] {
             let reasons = judged(&own, up_s);
             let expected: Vec<String> =
@@ -297,6 +358,10 @@ mod tests {
         let failed = NodeStatus { state: State::Failed, ..late };
         assert_eq!(judge(&nothing, &tree(), &failed, up(1)), Vec::<String>::new());
         let source = NodeStatus { role: RoleName::Source, lag_ms: None, contact_age_ms: None, ..fine() };
+        let unknown = NodeStatus { empty: None, state: State::Failed, ..fine() };
+        let only = Health { drain_on: [Fault::Empty].into(), ..Health::default() };
+        assert_eq!(judge(&only, &tree(), &unknown, up(1)).len(), 1, "nothing else says it");
+        let source = NodeStatus { empty: None, ..source };
         for up_s in [1, 4000] {
             assert_eq!(judged(&source, up_s), Vec::<String>::new(), "a source hears nobody");
         }

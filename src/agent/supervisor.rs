@@ -35,6 +35,8 @@ use crate::refresh::Refresher;
 const START: Duration = Duration::from_secs(10);
 /// An end takes no longer than this, whatever hangs.
 const END: Duration = Duration::from_secs(4);
+/// The public port's first answer waits so long for the trees, so that it is right.
+const FIRST: Duration = Duration::from_millis(500);
 
 /// The main loop shows so often that it goes round.
 const BEAT: Duration = Duration::from_secs(1);
@@ -111,10 +113,18 @@ impl Agent {
             config: Mutex::new(config),
         });
         tokio::spawn(beat(agent.heartbeat.clone(), agent.stop.clone()));
-        // answers while the trees start, also when one of them hangs
-        ports.serve(&agent, &agent.stop)?;
         let trees = lock(&agent.config).trees.clone();
-        agent.start_trees(trees).await;
+        let all = agent.clone();
+        let mut starting = std::pin::pin!(async move { all.start_trees(trees).await });
+        let started = tokio::time::timeout(FIRST, &mut starting).await.is_ok();
+        // answers while the trees start, also when one of them hangs
+        if let Err(e) = ports.serve(&agent, &agent.stop) {
+            agent.stop().await;
+            return Err(e);
+        }
+        if !started {
+            starting.await;
+        }
         tokio::spawn(crate::serve::local(socket, agent.clone(), agent.stop.clone()));
         Ok(agent)
     }
@@ -230,7 +240,7 @@ impl Agent {
         let absent = config.trees.iter().filter(|t| !trees.contains_key(&t.name));
         let since = self.limits.up().trees;
         let mut all: Vec<TreeStatus> = trees.values().map(of).collect();
-        all.extend(absent.map(|t| judged(t, starting(&config, t, since))));
+        all.extend(absent.map(|t| judged(t, starting(&config, t, since, self.limits.was_empty(t)))));
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -331,6 +341,8 @@ impl Agent {
             let mut trees = lock(&self.trees);
             let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 std::mem::take(&mut *trees).into_iter().partition(|(_, t)| stays(t));
+            // until it is started again, what is known of it holds
+            ended.values().for_each(|t| self.limits.ends(&t.config, &t.role.status()));
             *trees = kept;
             ended
         };
@@ -412,8 +424,8 @@ fn role_name(tree: &Tree) -> RoleName {
     }
 }
 
-/// A tree that is being started since `since_ms`.
-fn starting(config: &Config, tree: &Tree, since_ms: u64) -> TreeStatus {
+/// A tree that is being started since `since_ms`, with what is known of its being empty.
+fn starting(config: &Config, tree: &Tree, since_ms: u64, empty: Option<bool>) -> TreeStatus {
     let hangs = Duration::from_millis(since_ms) > START + END;
     let what =
         || "the tree does not start: the disk that it, or the state directory, lies on hangs".to_owned();
@@ -421,6 +433,7 @@ fn starting(config: &Config, tree: &Tree, since_ms: u64) -> TreeStatus {
         state: if hangs { State::Failed } else { State::Starting },
         error: hangs.then(|| Trouble { what: what(), for_ms: since_ms }),
         zone: config.node.zone.clone(),
+        empty,
         ..NodeStatus::new(config.node.id.clone(), role_name(tree))
     };
     TreeStatus { nodes: vec![own], ..TreeStatus::new(&tree.name, &escaped(&tree.path)) }

@@ -38,6 +38,9 @@ pub struct Marker {
     /// All that is in it came from us, or was handed over: deleting needs no further word.
     #[serde(default)]
     pub taken_over: bool,
+    /// Files were in it before anything of ours was.
+    #[serde(default)]
+    pub had_files: bool,
     /// What the last commit brought, when it was complete.
     pub applied: Option<SyncMark>,
 }
@@ -108,6 +111,25 @@ impl Control {
         let dir = root.ensure_dir(CONTROL_DIR, 0o700).context(|| format!("make {shown}/.syncagent"))?;
         let class = FsClass::of(&root);
         Ok(Self { root, dir, path: path.to_owned(), class, staging: None })
+    }
+
+    /// The same where it is there already; makes nothing.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn find(path: &Path) -> Result<Option<Self>> {
+        let missing = |e: &Errno| *e == Errno::NOENT;
+        let shown = || format!("open {}", escaped(path));
+        let root = match Dir::open_root(path) {
+            Err(e) if missing(&e) => return Ok(None),
+            root => root.context(shown)?,
+        };
+        let dir = match root.open_child(CONTROL_DIR) {
+            Err(e) if missing(&e) => return Ok(None),
+            dir => dir.context(|| format!("{}/.syncagent", shown()))?,
+        };
+        let class = FsClass::of(&root);
+        Ok(Some(Self { root, dir, path: path.to_owned(), class, staging: None }))
     }
 
     /// Stages below `path` instead: proven by a real rename into the tree.
@@ -313,7 +335,7 @@ impl Marker {
     pub fn new() -> Self {
         let seed = format!("{:?}{:?}", crate::disk::Holder::this_process(), crate::disk::now());
         let id = blake3::hash(seed.as_bytes()).to_hex()[..16].to_owned();
-        Self { format: 1, id, seq: 0, taken_over: false, applied: None }
+        Self { format: 1, id, seq: 0, taken_over: false, had_files: false, applied: None }
     }
 }
 

@@ -47,11 +47,13 @@ pub enum Fault {
     Disconnected,
     /// The node went back to the generation before.
     RolledBack,
+    /// Nothing of the tree was ever completely applied here, and there were no files before.
+    Empty,
 }
 
 impl Fault {
     /// All, with their words.
-    pub const ALL: [(&str, Self); 11] = [
+    pub const ALL: [(&str, Self); 12] = [
         ("lag", Self::Lag),
         ("contact-age", Self::ContactAge),
         ("failed", Self::Failed),
@@ -63,6 +65,7 @@ impl Fault {
         ("incomplete", Self::Incomplete),
         ("disconnected", Self::Disconnected),
         ("rolled-back", Self::RolledBack),
+        ("empty", Self::Empty),
     ];
 
     /// Its word.
@@ -75,7 +78,15 @@ impl Default for Health {
     /// Only the node's own faults: losing the source, a pause or a refused plan would drain the whole cluster at once.
     fn default() -> Self {
         Self {
-            drain_on: [Fault::Lag, Fault::ContactAge, Fault::Failed, Fault::Refresh, Fault::Verify].into(),
+            drain_on: [
+                Fault::Lag,
+                Fault::ContactAge,
+                Fault::Failed,
+                Fault::Refresh,
+                Fault::Verify,
+                Fault::Empty,
+            ]
+            .into(),
             refresh_failures: REFRESH_FAILURES,
             startup_grace: STARTUP_GRACE,
         }

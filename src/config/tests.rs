@@ -111,7 +111,7 @@ fn what_is_not_said_has_the_documented_default() {
     assert_eq!(c.listen.data, Some(Endpoint::Unix("/run/a.sock".into())));
     assert_eq!(c.listen.socket, Path::new("/run/syncagent/syncagent.sock"));
     assert_eq!((c.listen.public, c.listen.agent_check), (None, None));
-    let own = [Fault::Lag, Fault::ContactAge, Fault::Failed, Fault::Refresh, Fault::Verify];
+    let own = [Fault::Lag, Fault::ContactAge, Fault::Failed, Fault::Refresh, Fault::Verify, Fault::Empty];
     let health = Health { drain_on: own.into(), refresh_failures: 3, startup_grace: Duration::from_secs(10) };
     assert_eq!(c.health, health);
     assert_eq!((c.tls, c.state_dir), (None, None));

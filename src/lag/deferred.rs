@@ -1,13 +1,17 @@
 //! Time that is nobody's lag: while a node is paused, refused or cannot hear its source, what is published is
 //! deferred, not late. Pure.
 
+mod written;
+
 use std::collections::VecDeque;
+
+pub use written::Written;
 
 /// Spans remembered; what lies before the oldest of them counts as lag.
 const MOST: usize = 1_000;
 
 /// When a node was deferred, in milliseconds of its own CLOCK_BOOTTIME; negative: before the boot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deferred {
     since: Option<i64>,
     /// In order, not overlapping.
@@ -21,8 +25,9 @@ fn signed(ms: u64) -> i64 {
 }
 
 impl Deferred {
-    /// From `now_ms` on the node is deferred, or is not.
-    pub fn set(&mut self, deferred: bool, now_ms: u64) {
+    /// From `now_ms` on the node is deferred, or is not. Says whether that is new.
+    pub fn set(&mut self, deferred: bool, now_ms: u64) -> bool {
+        let is_new = self.since.is_some() != deferred;
         let now = signed(now_ms);
         match (self.since, deferred) {
             (None, true) => self.since = Some(now),
@@ -37,11 +42,13 @@ impl Deferred {
             }
             _ => {}
         }
+        is_new
     }
 
     /// It was deferred before anybody looked: for the `for_ms` milliseconds before `now_ms`, which may reach back before
-    /// the boot.
-    pub fn began(&mut self, for_ms: u64, now_ms: u64) {
+    /// the boot. Says whether that is new.
+    pub fn began(&mut self, for_ms: u64, now_ms: u64) -> bool {
+        let before = self.since;
         self.set(true, now_ms);
         let at = signed(now_ms).saturating_sub(signed(for_ms));
         let mut since = self.since.map_or(at, |since| since.min(at));
@@ -51,6 +58,7 @@ impl Deferred {
             self.spans.pop_back();
         }
         self.since = Some(since);
+        self.since != before
     }
 
     /// What was before `now_ms` does not count, whatever it was.

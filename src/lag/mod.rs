@@ -6,7 +6,7 @@ mod estimate;
 mod history;
 mod published;
 
-pub use deferred::Deferred;
+pub use deferred::{Deferred, Written};
 pub use estimate::Lag;
 pub use history::History;
 pub use published::{Behind, Published};

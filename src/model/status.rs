@@ -121,6 +121,7 @@ impl NodeStatus {
             paused: None,
             drained: None,
             faults: Vec::new(),
+            empty: None,
             behind: None,
             lag_ms: None,
             contact_age_ms: None,
@@ -239,6 +240,10 @@ pub struct NodeStatus {
     /// Why its load balancer is told to send nothing; empty when it may.
     #[serde(default)]
     pub faults: Vec<String>,
+    /// A mirror's own row: nothing was ever completely applied to its directory, and there were no files before; `None`
+    /// when that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty: Option<bool>,
     /// Published generations that it has not applied; at least so many from 10,000 on.
     pub behind: Option<u64>,
     /// Milliseconds since the oldest published generation that it has not applied; 0 when it has all.

@@ -432,6 +432,7 @@ impl MirrorTree {
     pub(super) fn mark_applied(&self, generation: &Generation) {
         let now = boot_ms();
         let mut shared = self.shared();
+        shared.empty = Some(false);
         if shared.applied == Some(generation.id) {
             return;
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::{Inbox, MirrorTree, Order};
+use super::{Inbox, MirrorTree, Order, empty};
 use crate::agent::apply::{Activate, TreeOptions};
 use crate::agent::pin;
 use crate::agent::target::Target;
@@ -228,11 +228,15 @@ impl Engine {
             Some(old) => pin::check(&old, "tree", path, &mount, &remedy)?,
             None => tree.state.write(PIN, &pin)?,
         }
+        // not of what a lost mount has uncovered
+        let empty = empty::is_empty(path, &self.options.filter)?;
+        tree.shared().empty = Some(empty);
         let waker = tree.clone();
         let watcher = Arc::new(Watcher::new(path, move || waker.wake())?);
         let begun = Instant::now();
         let scanned = self.scan(&control, &index, &watcher, None)?;
         tree.shared().files = scanned.files;
+        self.found(&control, scanned.files, true)?;
         Ok(Session {
             control,
             _lock: target.lock,
@@ -294,6 +298,7 @@ impl Engine {
             s.full_at = begun + self.tree.role.scan_interval;
             s.scanned = self.scan(&s.control, &s.index, &s.watcher, None)?;
             self.tree.shared().files = s.scanned.files;
+            self.found(&s.control, s.scanned.files, true)?;
         } else {
             let only = Only::new(dirty.to_list().iter(), dirty.deep.into_iter().collect());
             let part = self.scan(&s.control, &s.index, &s.watcher, Some(&only))?;
@@ -301,8 +306,20 @@ impl Engine {
             s.scanned.keeps = part.keeps;
             s.scanned.errors = part.errors;
             s.scanned.entries = s.scanned.entries.max(part.entries);
+            self.found(&s.control, part.files, false)?;
         }
         s.look_took = begun.elapsed();
+        Ok(())
+    }
+
+    /// So many files are there, or in the part that was looked at. Where nothing is managed yet that says whether the tree is empty.
+    fn found(&self, control: &Control, files: u64, everywhere: bool) -> Result<()> {
+        let known = self.tree.shared().empty;
+        if known != Some(files == 0) && (files > 0 || everywhere) {
+            let empty = empty::judged(control.marker()?.as_ref(), || Ok(files > 0))?;
+            self.tree.shared().empty = Some(empty);
+            self.tree.news.notify_one();
+        }
         Ok(())
     }
 

@@ -7,6 +7,8 @@
 mod back;
 mod bring;
 mod contact;
+mod deferral;
+mod empty;
 mod engine;
 mod remote;
 mod seek;
@@ -29,7 +31,7 @@ use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result, lock};
-use crate::lag::{Deferred, History, Lag};
+use crate::lag::{History, Lag};
 use crate::model::{
     Digest, GenId, Generation, NodeId, NodeStatus, RefusedPlan, Report, RoleName, State, TreePath,
     TreeStatus, WatchStatus, escaped,
@@ -83,6 +85,8 @@ pub(super) struct MirrorTree {
     /// The newest generation changed.
     arrived: Condvar,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Writes down when the tree was deferred.
+    keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
     refresher: OnceLock<Arc<Refresher>>,
 }
@@ -107,13 +111,15 @@ struct Shared {
     applied_object: Option<Digest>,
     content: Option<Digest>,
     files: u64,
+    /// Nothing was ever completely applied here, and there were no files before; `None` when nobody can tell.
+    empty: Option<bool>,
     drift: u64,
     /// Something was written here, and nobody looked yet whether that is drift.
     unjudged: bool,
     watch: WatchStatus,
     lag: Lag,
     /// When what is published was not late, but deferred.
-    deferred: Deferred,
+    deferred: deferral::Deferral,
     orders: Orders,
     /// When the source was last asked, of the answers that came; boot time.
     answered: u64,
@@ -148,23 +154,6 @@ impl Shared {
             _ => newest.number,
         }
     }
-
-    /// Milliseconds of lag: the age of the oldest generation that is published and not complete here, without the time
-    /// in which the tree was paused, refused or rolled back, or the source could not be heard.
-    fn lag_ms(&self, now: u64) -> Option<u64> {
-        // who went back begins to count anew, and lacks nothing until the source says what is newer
-        let anew = || (self.connected && self.gone_back().is_some()).then_some(0);
-        self.lag.lag_ms(now).map(|age| self.deferred.counted(age, now)).or_else(anew)
-    }
-
-    /// To be called whenever one of these may have changed.
-    fn defer(&mut self, now: u64) {
-        let deferred = self.orders.paused.is_some()
-            || self.state == State::Refused
-            || !self.connected
-            || self.gone_back().is_some();
-        self.deferred.set(deferred, now);
-    }
 }
 
 impl MirrorTree {
@@ -186,13 +175,9 @@ impl MirrorTree {
         let (orders_to, inbox) = channel();
         let mut orders = Orders::read(&state);
         back::drop_unless_configured(&mut orders, &config.refresh);
-        let mut deferred = Deferred::default();
-        let now = boot_ms();
-        match &orders.paused {
-            Some(paused) => deferred.began(paused.mark(wall_ms()).for_ms, now),
-            // until the source is heard
-            None => deferred.set(true, now),
-        }
+        // what cannot be looked at is the engine's to complain of
+        let empty = config.filter().and_then(|filter| empty::is_empty(&path, &filter)).ok();
+        let (deferred, woken) = deferral::Deferral::read(&state, orders.paused.as_ref());
         let happened = Happened::open(&state.file("history.db"));
         let (now, wall) = (boot_ms() as i64, wall_ms());
         let mut recent = Ring::default();
@@ -228,6 +213,7 @@ impl MirrorTree {
                 applied_object: None,
                 content: None,
                 files: 0,
+                empty,
                 drift: 0,
                 unjudged: false,
                 watch: WatchStatus::default(),
@@ -252,6 +238,7 @@ impl MirrorTree {
             ordering: Mutex::new(()),
             arrived: Condvar::new(),
             thread: Mutex::new(None),
+            keeper: Mutex::new(None),
             refresher: OnceLock::new(),
         });
         tree.start_refresher()?;
@@ -260,6 +247,7 @@ impl MirrorTree {
         let thread = std::thread::Builder::new().name(name).spawn(move || engine.run());
         let thread = thread.map_err(|e| Error::io(e, "cannot start a thread"))?;
         *lock(&tree.thread) = Some(thread);
+        *lock(&tree.keeper) = deferral::keep(&tree, woken);
         tokio::spawn(contact::listen(tree.clone()));
         tokio::spawn(contact::report(tree.clone()));
         Ok(tree)
@@ -395,6 +383,7 @@ impl MirrorTree {
             consistent: shared.connected && self.is_consistent(shared),
             paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
             drained: self.limits.drained(),
+            empty: shared.empty,
             behind: shared.behind,
             lag_ms: shared.lag_ms(now),
             contact_age_ms: shared.lag.contact_age_ms(now),
@@ -564,10 +553,12 @@ impl Role for MirrorTree {
         }
         self.arrived.notify_all();
         let _ = self.orders.send(Order::Stop);
+        self.shared().deferred.wake();
     }
 
     fn has_ended(&self) -> bool {
-        self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
+        let kept = lock(&self.keeper).as_ref().is_none_or(std::thread::JoinHandle::is_finished);
+        kept && self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
     }
 }
 

@@ -157,6 +157,9 @@ async fn ready(State(answers): State<Arc<Answers>>) -> Response {
         .iter()
         .filter(|tree| tree.nodes.first().is_none_or(|own| own.state == model::State::Starting));
     let mut not: Vec<String> = starting.map(|tree| format!("{}: starting", tree.name)).collect();
+    let nothing = |tree: &&model::TreeStatus| tree.nodes.first().is_some_and(|own| own.empty == Some(true));
+    let empty = view.status.trees.iter().filter(nothing);
+    not.extend(empty.map(|tree| format!("{}: nothing of it was ever completely applied here", tree.name)));
     not.extend(stale(&view));
     judged(&not)
 }

@@ -2,6 +2,7 @@
 
 mod basics;
 pub mod cluster;
+mod deferred;
 mod faults;
 mod history;
 mod netns;

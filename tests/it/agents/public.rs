@@ -1,6 +1,7 @@
 //! The public port: what load balancers, monitoring and browsers see, and what they cannot do.
 
 mod balancers;
+mod empty;
 mod frozen;
 mod health;
 mod http;

@@ -82,6 +82,7 @@ fn a_source_lost_in_the_middle_of_a_transfer_drains_nobody() {
 fn after_a_start_without_a_source_the_grace_ends() {
     let c = Cluster::local();
     c.mirror("b", "a", "max-lag = \"1min\"\n");
+    c.scratch.write("b/tree/x", "was here before");
     c.add("b", "[health]\nstartup-grace = \"4s\"\n");
     let port = open(&c, "b");
     let begun = Instant::now();
