@@ -51,6 +51,12 @@ pub trait Gate: Sync {
 
     /// How it stays described.
     fn published(&self, path: &TreePath) -> Option<Entry>;
+
+    /// Whether all files are described as they are in this scan; those that are not finished are only looked at again
+    /// next time.
+    fn only_marks(&self) -> bool {
+        false
+    }
 }
 
 /// Directories to look at; the others are as the index says.
@@ -612,6 +618,9 @@ impl Scan<'_> {
                 }
                 _ => None,
             };
+            let as_it_is = tree.spec.gate.is_some_and(Gate::only_marks);
+            let marked = as_it_is && unfinished.is_some();
+            let unfinished = unfinished.filter(|_| !as_it_is);
             let before = unfinished.as_ref().and_then(|_| tree.spec.gate?.published(&path));
             let mut state = lock(&dir.state);
             if let Some(why) = unfinished {
@@ -631,6 +640,10 @@ impl Scan<'_> {
                     entry.node = Node::File { size: now.size, digest };
                     entry.mode = file_mode(tree.spec, &now);
                     entry.mtime = now.mtime;
+                    if marked {
+                        state.ids[*at].racy = true;
+                        state.racy = true;
+                    }
                     if !now.same_state(stat) && tree.class != FsClass::Fuse {
                         // it changed after the listing: the listing's digest is not this state's
                         state.ids[*at].id = now.id;

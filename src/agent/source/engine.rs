@@ -58,6 +58,8 @@ pub(super) struct Engine {
     pub(super) cause: Option<Cause>,
     /// A rollback that was under way when the agent ended, or is.
     pub(super) rolling: Option<super::rollback::Rolling>,
+    /// All of that is known to be in place.
+    pub(super) rolled: bool,
     /// What was published last, as far as it is known: what the guard compares with. Not always announced.
     pub(super) base: Option<Generation>,
     kept: Instant,
@@ -107,7 +109,7 @@ pub(super) enum Gated {
     Fully,
     /// Those that are not finished, whatever their times are.
     ByUse,
-    /// None.
+    /// None: all are described as they are. What is not finished is judged anew by the next scan.
     Not,
 }
 
@@ -119,6 +121,7 @@ struct Looked<'a> {
     base: Option<Digest>,
     /// Whoever wrote says that it is done: quiet time is not waited for.
     done: bool,
+    only_marks: bool,
 }
 
 impl Gate for Looked<'_> {
@@ -138,6 +141,10 @@ impl Gate for Looked<'_> {
 
     fn published(&self, path: &TreePath) -> Option<Entry> {
         self.store.find(&self.base?, path)
+    }
+
+    fn only_marks(&self) -> bool {
+        self.only_marks
     }
 }
 
@@ -186,6 +193,7 @@ impl Engine {
             kept,
             ending: None,
             rolling: None,
+            rolled: false,
         })
     }
 
@@ -290,9 +298,11 @@ impl Engine {
             Ok(Target { control: Some(control), lock, .. }) => {
                 // it may have been a mirror before
                 let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-                if recover_all(&control, &index, keep)?.is_some() {
+                let recovered = recover_all(&control, &index, keep)?;
+                if recovered.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }
+                self.resume_rollback(recovered)?;
                 // what a rollback had staged that was never decided
                 discard_stage(&control)?;
                 if !self.tree.seek.is_running() {
@@ -323,7 +333,6 @@ impl Engine {
         let dir = Arc::new(dir);
         *super::lock(&self.tree.root) = Some(dir.clone());
         self.tree.retain.wake();
-        self.rolling = self.tree.state.read(super::rollback::FILE);
         Ok(Session {
             path,
             dir,
@@ -514,10 +523,11 @@ impl Engine {
         let looked = Looked {
             settle: &s.settle,
             // without events only the times tell
-            quiet: s.watcher.degraded().filter(|_| gated == Gated::Fully).map(|_| self.tree.role.settle),
+            quiet: s.watcher.degraded().filter(|_| gated != Gated::ByUse).map(|_| self.tree.role.settle),
             store: &self.tree.store,
             base: self.base.as_ref().map(|b| b.root.object),
             done: self.is_publishing_hold(),
+            only_marks: gated == Gated::Not,
         };
         let entering = |dir: &TreePath| s.watcher.watch(dir);
         let spec = Spec {
@@ -529,7 +539,7 @@ impl Engine {
             owners: &self.owners,
             rehash: std::mem::take(&mut s.distrust),
             setid: self.tree.config.setid,
-            gate: (gated != Gated::Not).then_some(&looked as &dyn Gate),
+            gate: Some(&looked),
             entering: Some(&entering),
             only,
             known: None,

@@ -11,13 +11,15 @@ use crate::agent::orders::{Held, Phase, Process};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::disk::{process_end, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::Cause;
+use crate::model::{Cause, GenId};
 use crate::scan::Scanned;
 
 /// A process is looked at so often where the kernel cannot tell of its end.
 const LOOK: Duration = Duration::from_millis(500);
 /// Why a hold failed whose process ended.
 pub(super) const DIED: &str = "the process that held it ended without saying how its command went";
+/// The id of a hold that is no job's: see [`Engine::hold_by_rollback`].
+const ROLLBACK: &str = "rollback";
 /// Unfinished files that an answer names.
 const NAMED: usize = 3;
 
@@ -121,6 +123,39 @@ impl Engine {
         self.tree.watch_holder(id.clone(), process).inspect_err(|e| self.fail(&id, &e.to_string()))?;
         tracing::info!(tree = self.name(), command, "held");
         Ok(format!("{} is held", self.name()))
+    }
+
+    /// Keeps everything back until somebody decides what becomes of a rollback that came only partly into place.
+    pub(super) fn hold_by_rollback(&self, to: GenId, why: String) -> Result<()> {
+        tracing::error!(tree = self.name(), "held until it is released: {why}");
+        self.tree.order(|orders| {
+            orders.hold = Some(Held {
+                id: ROLLBACK.into(),
+                who: "syncagent".into(),
+                command: format!("rollback to {to}"),
+                at_ms: wall_ms(),
+                process: Process { pid: 0, started: 0 },
+                phase: Phase::Failed(why),
+            });
+            Ok(())
+        })
+    }
+
+    /// Whether nothing but such a rollback keeps the tree back.
+    pub(super) fn is_held_by_rollback(&self) -> bool {
+        let shared = self.tree.shared();
+        shared.orders.paused.is_none() && shared.orders.hold.as_ref().is_some_and(|h| h.id == ROLLBACK)
+    }
+
+    /// All of a rollback is in place.
+    pub(super) fn end_hold_by_rollback(&self) -> Result<()> {
+        if !self.is_held_by_rollback() {
+            return Ok(());
+        }
+        self.tree.order(|orders| {
+            orders.hold.take_if(|hold| hold.id == ROLLBACK);
+            Ok(())
+        })
     }
 
     pub(super) fn fail(&self, id: &str, why: &str) {

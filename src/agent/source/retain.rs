@@ -11,7 +11,7 @@ mod store;
 
 use std::collections::{BinaryHeap, HashSet};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,8 @@ pub struct Retention {
 pub(super) struct Retain {
     news: Mutex<bool>,
     wake: Condvar,
+    /// Something that was kept is not any more.
+    lost: AtomicBool,
     status: Mutex<Retention>,
 }
 
@@ -77,6 +79,12 @@ impl Retain {
     pub(super) fn wake(&self) {
         *lock(&self.news) = true;
         self.wake.notify_all();
+    }
+
+    /// A kept content turned out to be damaged: what the tree still has of it is taken in again.
+    pub(super) fn dropped(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+        self.wake();
     }
 
     pub(super) fn status(&self) -> Retention {
@@ -183,6 +191,10 @@ impl Keeper {
             return Ok(true);
         }
         let keep = control.ensure_dir(KEEP, 0o700).context(cannot)?;
+        if self.tree.retain.lost.swap(false, Ordering::Relaxed) {
+            self.considered.clear();
+            self.used = None;
+        }
         if self.used.is_none() {
             self.used = Some(count(&keep).context(cannot)?);
         }

@@ -24,9 +24,10 @@ use super::publish::Published;
 use super::retain::{KEEP, Retention, drop_kept};
 use super::seek::SOUGHT;
 use crate::apply::{
-    Control, Dropped, Journal, Keep, StageCounters, Stager, commit, discard_stage, next_number, prune,
+    Committed, Control, Dropped, Journal, Keep, StageCounters, Stager, commit, discard_stage, next_number,
+    prune,
 };
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Error, PathError, Result};
 use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, Root, TreePath};
 use crate::peer::Sought;
 use crate::plan::{Counted, Diff, Facts, Op, Options, PlanId, Tally, count, judge};
@@ -36,6 +37,8 @@ use crate::scan::{Objects, OldTree, Only, ROOT_ID, Scanned};
 pub(super) const FILE: &str = "rollback.json";
 const CHANGED: &str =
     "somebody wrote meanwhile to what was to be brought back; nothing was changed, try again";
+/// Paths that a message names.
+const NAMED: usize = 20;
 /// Fewer steps and bytes than this are synced one by one.
 const FEW_STEPS: u64 = 64;
 const FEW_BYTES: u64 = 64 << 20;
@@ -93,6 +96,19 @@ pub(super) struct Rolling {
     root: Root,
     /// The approved plan.
     approved: Option<String>,
+    #[serde(default)]
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
+    /// Nothing in the tree was changed.
+    #[default]
+    Begun,
+    /// Its journal may have been written.
+    Staged,
+    /// All of it is in place.
+    Done,
 }
 
 impl Engine {
@@ -109,6 +125,10 @@ impl Engine {
         self.cause = None;
         let ends = match &done {
             Ok(_) => None,
+            // whatever became of it, the next session finds out
+            Err(e) if self.rolling.is_some() && !self.rolled => {
+                Some(Error::new(Class::Transient, e.to_string()))
+            }
             Err(e) if e.class == Class::Integrity => Some(Error::new(e.class, e.to_string())),
             // what was decided is carried out by the next session
             Err(e) => match Journal::pending(&Control::open(&s.path)?.dir) {
@@ -137,8 +157,13 @@ impl Engine {
         if self.is_superseded() {
             return refused(format!("{name} publishes nothing at present; see `syncagent status`"));
         }
-        if self.may_not_publish() {
+        if self.may_not_publish() && !self.is_held_by_rollback() {
             return refused(format!("{name} is held; nothing is published while it is"));
+        }
+        if self.is_publishing_hold() {
+            return refused(format!(
+                "what a hold of {name} wrote is being published; try again when that is done"
+            ));
         }
         let approve =
             order.approve.as_deref().map(|id| id.parse::<PlanId>().map_err(|e| Error::new(Class::Config, e)));
@@ -148,9 +173,9 @@ impl Engine {
         let scanned = self.as_it_is(s)?;
         // until something is changed, what the next look finds must be judged again
         Self::judge_again(s);
-        let old = OldTree(&s.index);
+        let (old, tree) = (OldTree(&s.index), self.tree.clone());
         let source = Old {
-            store: &self.tree.store,
+            store: &tree.store,
             root: target.root.clone(),
             tree: &s.dir,
             control: &control.dir,
@@ -213,24 +238,50 @@ impl Engine {
             answer.message = format!("would roll {name} back to {}: {}", target.id, counts(&answer));
             return Ok(Tried::Done(answer));
         }
-        let rolling =
-            Rolling { to: target.id, root: target.root.clone(), approved: approved.map(|p| p.to_string()) };
+        let rolling = Rolling {
+            to: target.id,
+            root: target.root.clone(),
+            approved: approved.map(|p| p.to_string()),
+            phase: Phase::Begun,
+        };
         self.tree.state.write(FILE, &rolling)?;
         self.rolling = Some(rolling);
+        self.rolled = false;
         let steps = answer.created + answer.updated + answer.attrs + answer.moved + answer.deleted;
         let mut seq = None;
         let mut touched = BTreeSet::new();
         if steps > 0 {
             let header = root_attrs.then_some(&target.root.header);
-            let (number, dirs) =
-                self.bring_back(s, &control, &source, &diff, &plan, header).inspect_err(|_| {
+            let (number, dirs, done) = match self.bring_back(s, &control, &source, &diff, &plan, header) {
+                Ok(brought) => brought,
+                Err(e) => {
                     if matches!(Journal::pending(&control.dir), Ok(None)) {
-                        let _ = std::fs::remove_file(self.tree.state.file(FILE));
+                        self.forget_rollback();
+                        // the index may hold what was staged
+                        (s.full, s.distrust) = (true, true);
+                        discard_stage(&control)?;
                     }
-                })?;
+                    return Err(e);
+                }
+            };
+            if !done.errors.is_empty() {
+                self.came_partly(target.id, &done.errors)?;
+                self.forget_rollback();
+                s.be_thorough();
+                let what = format!(
+                    "{}; {name} is held now. When the cause is gone: syncagent rollback {name} --to {}. What was displaced is \
+                     in the trash of commit {number}. To publish the tree as it is: syncagent hold {name} --release",
+                    partly(target.id, &done.errors),
+                    target.id
+                );
+                return Err(Error::new(Class::Permanent, what));
+            }
             seq = Some(number);
             touched = dirs;
         }
+        self.rolled = true;
+        self.enter(Phase::Done)?;
+        self.end_hold_by_rollback()?;
         let before = self.tree.head.borrow().as_ref().map(|h| h.id);
         self.cause = Some(Cause::Rollback { to: target.id });
         let published = self.publish_now(s, &touched, approved)?;
@@ -253,6 +304,7 @@ impl Engine {
                 );
                 return Ok(Tried::Done(answer));
             }
+            // it is published as that with the next look
             let what = format!(
                 "the tree is as generation {} again, but it could not be published at once: somebody wrote into it \
                  meanwhile, or the guard refused; see `syncagent status {name}`",
@@ -267,7 +319,8 @@ impl Engine {
         answer.message =
             format!("rolled {name} back to {}: {}; published as {}", target.id, counts(&answer), head.id);
         if head.root.object != target.root.object {
-            answer.message += "; what somebody wrote into it meanwhile is in it, too";
+            answer.message +=
+                "; what somebody wrote meanwhile, or what is excluded keeps in it, is in it, too";
         }
         tracing::info!(
             tree = name,
@@ -277,6 +330,13 @@ impl Engine {
             "rolled back"
         );
         Ok(Tried::Done(answer))
+    }
+
+    /// Writes down how far it is.
+    fn enter(&mut self, phase: Phase) -> Result<()> {
+        let Some(rolling) = &mut self.rolling else { return Ok(()) };
+        rolling.phase = phase;
+        self.tree.state.write(FILE, rolling)
     }
 
     /// The generation to go back to.
@@ -327,12 +387,9 @@ impl Engine {
         self.scan_as(s, only.as_ref(), Gated::Not)
     }
 
-    /// Without a gate the scan took files that are not finished for what they are.
+    /// Without events nobody knows which files are not finished: the next look is at everything.
     fn judge_again(s: &mut Session) {
-        // without events nobody knows which those are
-        let everything = s.full || s.watcher.degraded().is_some();
-        s.full |= everything;
-        s.distrust |= everything || !s.dirty.is_empty();
+        s.full |= s.watcher.degraded().is_some();
     }
 
     /// The guard, as for a publication. Gives the approved plan.
@@ -366,16 +423,16 @@ impl Engine {
         }
     }
 
-    /// Stages and commits. Gives the commit's number and the directories in which something changed.
+    /// Stages and commits. Gives the commit's number, the directories in which something changed, and what came of it.
     fn bring_back(
-        &self,
+        &mut self,
         s: &Session,
         control: &Control,
         source: &Old<'_>,
         diff: &Diff<'_, OldTree<'_>, Objects<'_>>,
         plan: &Counted,
         header: Option<&crate::model::RootHeader>,
-    ) -> Result<(u64, BTreeSet<TreePath>)> {
+    ) -> Result<(u64, BTreeSet<TreePath>, Committed)> {
         let t = &plan.tally;
         let steps = t.created + t.updated + t.attrs + t.moved + t.deleted;
         let marker = control.marker()?.unwrap_or_default();
@@ -430,6 +487,7 @@ impl Engine {
         };
         let touched: BTreeSet<TreePath> = staged.touched().cloned().collect();
         s.index.commit()?;
+        self.enter(Phase::Staged)?;
         let done = commit(control, staged, &s.index, seq, self.tree.config.keep > 0)?;
         if !done.drift.is_empty() {
             tracing::warn!(
@@ -438,16 +496,7 @@ impl Engine {
                 done.drift.len()
             );
         }
-        if let Some(e) = done.errors.first() {
-            tracing::warn!(
-                tree = self.name(),
-                "rollback: {}: {} ({} in all)",
-                e.path,
-                e.error,
-                done.errors.len()
-            );
-        }
-        Ok((seq, touched))
+        Ok((seq, touched, done))
     }
 
     /// Forgets the kept contents that these paths were to get; says whether there were any.
@@ -460,11 +509,20 @@ impl Engine {
                 && !source.found.get().is_some_and(|found| found.contains_key(&digest))
             {
                 drop_kept(keep, &digest);
+                self.tree.retain.dropped();
                 any = true;
             }
         }
         any
     }
+}
+
+/// How a rollback came only partly into place.
+fn partly(to: GenId, errors: &[PathError]) -> String {
+    let named: Vec<String> = errors.iter().take(NAMED).map(|e| format!("{}: {}", e.path, e.error)).collect();
+    let more = errors.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("a rollback to {to} came only partly into place ({}{more})", named.join("; "))
 }
 
 fn counts(a: &RollbackAnswer) -> String {

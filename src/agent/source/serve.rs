@@ -137,8 +137,9 @@ impl SourceTree {
         for path in paths {
             if let Some(Node::File { digest, size }) =
                 self.store.find(&head.root.object, path).map(|e| e.node)
+                && retain::drop_if_damaged(&keep, &digest, size, &self.stop)
             {
-                retain::drop_if_damaged(&keep, &digest, size, &self.stop);
+                self.retain.dropped();
             }
         }
     }

@@ -35,12 +35,19 @@ pub(in crate::agent::source) fn drop_kept(keep: &Dir, digest: &Digest) {
     let _ = keep.open_child(dir.as_bytes()).and_then(|d| d.unlink(name.as_bytes()));
 }
 
-/// Forgets a content when it is damaged; peers may say anything.
-pub(in crate::agent::source) fn drop_if_damaged(keep: &Dir, digest: &Digest, size: u64, cancel: &AtomicBool) {
-    let Some(fd) = open_kept(keep, digest, size) else { return };
-    if hash_fd(&fd, size, cancel).is_ok_and(|(found, n)| found != *digest || n != size) {
+/// Forgets a content when it is damaged, and says whether it was; peers may say anything.
+pub(in crate::agent::source) fn drop_if_damaged(
+    keep: &Dir,
+    digest: &Digest,
+    size: u64,
+    cancel: &AtomicBool,
+) -> bool {
+    let Some(fd) = open_kept(keep, digest, size) else { return false };
+    let damaged = hash_fd(&fd, size, cancel).is_ok_and(|(found, n)| found != *digest || n != size);
+    if damaged {
         drop_kept(keep, digest);
     }
+    damaged
 }
 
 /// Bytes and files in the store.

@@ -7,18 +7,16 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 
 use super::super::engine::{Engine, Session};
-use super::super::retain::{Retention, is_kept, open_kept};
+use super::super::retain::{Retention, drop_kept, open_kept};
 use super::super::seek::open_sought;
-use crate::apply::{Control, Displaced, seek_trashed};
+use super::NAMED;
+use crate::apply::{Control, Displaced, content_of, seek_trashed};
 use crate::disk::Dir;
-use crate::error::{Context as _, Result};
+use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted};
 use crate::peer::Sought;
 use crate::plan::Side as _;
 use crate::scan::{Indexed, Scanned, Store};
-
-/// Paths that a refusal names.
-const NAMED: usize = 20;
 
 /// Where a content is that is not among what is kept.
 pub(super) enum Place {
@@ -98,8 +96,22 @@ impl Engine {
         let mut found = HashMap::new();
         let mut missing: HashMap<Digest, (u64, TreePath)> = HashMap::new();
         for (digest, (size, path)) in needed {
-            if keep.is_some_and(|keep| is_kept(keep, &digest, size)) {
-                continue;
+            if let Some(keep) = keep
+                && let Some(fd) = open_kept(keep, &digest, size)
+            {
+                let is_right = content_of(&fd, size, &self.tree.stop) == Some(digest);
+                if self.stopped() {
+                    return Err(Error::new(Class::Interrupted, "interrupted"));
+                }
+                if is_right {
+                    continue;
+                }
+                tracing::warn!(
+                    tree = self.name(),
+                    "the kept content of {path} is damaged, and forgotten now"
+                );
+                drop_kept(keep, &digest);
+                self.tree.retain.dropped();
             }
             missing.insert(digest, (size, path));
         }

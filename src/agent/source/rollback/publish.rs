@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use super::super::engine::{Engine, Gated, Session};
 use super::super::publish::Published;
-use super::{FILE, Rolling};
-use crate::error::Result;
-use crate::model::{Cause, State, TreePath};
+use super::{FILE, Phase, Rolling, partly};
+use crate::apply::Committed;
+use crate::error::{PathError, Result};
+use crate::model::{Cause, GenId, State, TreePath};
 use crate::plan::PlanId;
 use crate::scan::{Only, Scanned};
 use crate::watch::Settle;
@@ -47,10 +48,50 @@ impl Engine {
         Ok(published)
     }
 
-    /// Whether the scanned state is what a rollback under way brings; with a plan, also whether that was approved.
+    /// After the start: `recovered` is what was decided before the crash, and carried out now.
+    pub(in crate::agent::source) fn resume_rollback(&mut self, recovered: Option<Committed>) -> Result<()> {
+        self.rolling = self.tree.state.read(FILE);
+        self.rolled = false;
+        match (&self.rolling, recovered) {
+            (Some(rolling), Some(done)) if !done.errors.is_empty() => {
+                self.came_partly(rolling.to, &done.errors)?;
+                self.forget_rollback();
+            }
+            (Some(_), Some(_)) => self.rolled = true,
+            (Some(rolling), None) if rolling.phase == Phase::Done => self.rolled = true,
+            // it was decided, or not, and nobody knows how it ended
+            (Some(rolling), None) if rolling.phase == Phase::Staged => {}
+            (Some(_), None) => self.forget_rollback(),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// The tree is a mixture: nothing is published until somebody decides.
+    pub(super) fn came_partly(&self, to: GenId, errors: &[PathError]) -> Result<()> {
+        self.hold_by_rollback(to, partly(to, errors))
+    }
+
+    /// Whether a rollback was cut off, and the tree is neither what it was before nor what it was to become.
+    pub(in crate::agent::source) fn is_unclear(&mut self, scanned: &Scanned) -> Result<bool> {
+        let Some(rolling) = self.rolling.as_ref().filter(|_| !self.rolled) else { return Ok(false) };
+        if scanned.root.object == rolling.root.object {
+            return Ok(false);
+        }
+        let why = format!(
+            "a rollback to {} was cut off, and the tree is neither as it was before nor as in that generation",
+            rolling.to
+        );
+        self.hold_by_rollback(rolling.to, why)?;
+        self.forget_rollback();
+        Ok(true)
+    }
+
+    /// Whether the scanned state is what a rollback under way brings; with a plan, also whether that was approved. A plan's
+    /// id names what is lost, so what was written meanwhile is no part of it.
     pub(in crate::agent::source) fn rolled_back(&self, scanned: &Scanned, plan: Option<PlanId>) -> bool {
         let approved = |r: &Rolling| plan.is_none_or(|plan| r.approved == Some(plan.to_string()));
-        self.rolling.as_ref().is_some_and(|r| r.root == scanned.root && approved(r))
+        self.rolling.as_ref().is_some_and(|r| (self.rolled || r.root == scanned.root) && approved(r))
     }
 
     /// How the next generation comes about, when it is a rollback's.
@@ -59,8 +100,9 @@ impl Engine {
         Some(Cause::Rollback { to: rolling.to })
     }
 
-    /// It is published, or something else is.
+    /// It is published, or something else is, or it came to nothing.
     pub(in crate::agent::source) fn forget_rollback(&mut self) {
+        self.rolled = false;
         if self.rolling.take().is_some() {
             let _ = std::fs::remove_file(self.tree.state.file(FILE));
         }
