@@ -287,8 +287,7 @@ impl Engine {
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
                 // it may have been a mirror before
-                let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-                if recover_all(&control, &index, keep)?.is_some() {
+                if recover_all(&control, &index, self.trash_keep())?.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }
                 // what a rollback had staged that was never decided
@@ -338,6 +337,11 @@ impl Engine {
             dirty: crate::watch::Changes::default(),
             flush: 0,
         })
+    }
+
+    /// What the tree's trash keeps.
+    pub(super) fn trash_keep(&self) -> Keep {
+        Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes }
     }
 
     fn remedy(&self) -> String {

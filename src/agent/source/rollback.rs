@@ -3,9 +3,10 @@
 //! Order: what is there is scanned → the plan to the old state → every content that it needs is found (in the tree, among
 //! what is kept, in the trash) → the guard → staged → journal → renames → published at once. Until the journal nothing
 //! in the tree changes; after it a crash is rolled forward at the next start. What is displaced goes to the
-//! trash, and so does what somebody wrote meanwhile.
+//! trash within `keep`; what was never published, or what somebody wrote meanwhile, as drift, whatever `keep` is.
 
 mod contents;
+mod displaced;
 mod publish;
 
 use std::collections::{BTreeSet, HashMap};
@@ -22,7 +23,7 @@ use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
 use super::retain::{KEEP, Retention, drop_kept};
 use crate::apply::{
-    Control, Dropped, Journal, Keep, StageCounters, Stager, commit, discard_stage, next_number, prune,
+    Control, Dropped, Journal, StageCounters, Stager, commit, discard_stage, next_number, prune,
 };
 use crate::error::{Class, Error, Result};
 use crate::model::{Cause, Digest, GenId, Generation, Node, Object, Root, TreePath};
@@ -170,6 +171,7 @@ impl Engine {
             Err(gone) => return refused(gone_text(&name, target.id, &gone, &self.tree.retain.status())),
         };
         let _ = source.found.set(found);
+        let aside = self.never_published(s, &scanned, &diff)?;
         let approved = self.judged(&target, approve)?;
         let root_attrs = scanned.root.header != target.root.header;
         let mut answer = RollbackAnswer {
@@ -198,7 +200,7 @@ impl Engine {
         if steps > 0 {
             let header = root_attrs.then_some(&target.root.header);
             let (number, dirs) =
-                self.bring_back(s, &control, &source, &diff, &plan, header).inspect_err(|_| {
+                self.bring_back(s, &control, &source, (&diff, aside), &plan, header).inspect_err(|_| {
                     if matches!(Journal::pending(&control.dir), Ok(None)) {
                         let _ = std::fs::remove_file(self.tree.state.file(FILE));
                     }
@@ -211,8 +213,7 @@ impl Engine {
         let published = self.publish_now(s, &touched, approved)?;
         let head = self.tree.head.borrow().clone();
         let head = head.filter(|h| Some(h.id) > before);
-        let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-        if let Err(e) = prune(&control, keep) {
+        if let Err(e) = prune(&control, self.trash_keep()) {
             tracing::warn!(tree = name, "{e}");
         }
         let Some(head) = head else {
@@ -347,7 +348,7 @@ impl Engine {
         s: &Session,
         control: &Control,
         source: &Old<'_>,
-        diff: &Diff<'_, OldTree<'_>, Objects<'_>>,
+        (diff, aside): (&Diff<'_, OldTree<'_>, Objects<'_>>, BTreeSet<TreePath>),
         plan: &Counted,
         header: Option<&crate::model::RootHeader>,
     ) -> Result<(u64, BTreeSet<TreePath>)> {
@@ -393,7 +394,7 @@ impl Engine {
             }
             Ok(staged)
         });
-        let staged = match staged {
+        let mut staged = match staged {
             Ok(staged) => staged,
             Err(e) => {
                 // the index keeps nothing of what was staged
@@ -405,6 +406,7 @@ impl Engine {
         };
         let touched: BTreeSet<TreePath> = staged.touched().cloned().collect();
         s.index.commit()?;
+        staged.aside = aside;
         let done = commit(control, staged, &s.index, seq, self.tree.config.keep > 0)?;
         if !done.drift.is_empty() {
             tracing::warn!(
