@@ -80,7 +80,7 @@ pub(super) struct Session {
     next_suspect: Instant,
     looked: Instant,
     /// Something could not be read in the last full scan.
-    unreadable: bool,
+    pub(super) unreadable: bool,
     pub(super) look_took: Duration,
     /// A full scan is due now.
     pub(super) full: bool,

@@ -392,7 +392,11 @@ fn a_refused_mass_deletion_is_undone_by_rolling_back_to_what_is_published() {
         std::fs::remove_dir_all(c.tree("a").join(d)).unwrap();
     }
     a.wait_for_state("refused");
+    assert!(a.tree()["nodes"][0]["error"].is_object());
     let ran = a.order(&["rollback", "t", "--to", &id(&second)]).code(0);
+    // at once: the next look, which reads everything again, takes much longer than this question
+    let own = a.tree()["nodes"][0].clone();
+    assert_eq!((&own["error"], &own["plan"]), (&Value::Null, &Value::Null), "{own:#}");
     assert!(ran.out.contains("again"), "{ran:?}");
     assert_eq!(c.digest("a"), before);
     a.wait_for_state("current");
