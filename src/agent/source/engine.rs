@@ -315,7 +315,7 @@ impl Engine {
         let watcher = Arc::new(Watcher::new(&path, move || waker.wake())?);
         let dir = Arc::new(dir);
         *super::lock(&self.tree.root) = Some(dir.clone());
-        self.tree.retain.wake();
+        self.tree.retain.trash_changed();
         self.rolling = self.tree.state.read(super::rollback::FILE);
         Ok(Session {
             path,
@@ -341,7 +341,7 @@ impl Engine {
 
     /// What the tree's trash keeps.
     pub(super) fn trash_keep(&self) -> Keep {
-        Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes }
+        super::retain::trash_keep(self.tree.config.keep, self.tree.config.keep_bytes)
     }
 
     fn remedy(&self) -> String {

@@ -6,12 +6,15 @@
 //! clones everything counts against `keep-bytes` and against half of what is free; with clones only what the
 //! current generation does not have any more, because a clone costs nothing until its file is overwritten. Nothing here
 //! is synced: a crash may lose some, and what is taken out again is verified.
+//!
+//! `keep-bytes` is one budget for this and the tree's trash: the trash has half of it at most, and what it has is not
+//! taken here.
 
 mod store;
 
 use std::collections::{BinaryHeap, HashSet};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,14 +25,15 @@ use store::{Used, count, each_kept, place};
 pub(super) use store::{drop_if_damaged, drop_kept, is_kept, open_kept};
 
 use super::{SourceTree, lock};
-use crate::apply::write_all;
-use crate::disk::{Dir, FileKind, remove_tree, stat_fd};
+use crate::apply::{Keep, write_all};
+use crate::disk::{Dir, FileKind, remove_tree, stat_fd, tree_size};
 use crate::error::{Context as _, Error, Result};
 use crate::model::{Digest, GenId, Generation, Node, TreePath};
 use crate::plan::CONTROL_DIR;
 use crate::scan::{Store, hash_fd, read_full, with_buffer};
 
 pub(super) const KEEP: &[u8] = b"keep";
+const TRASH: &[u8] = b"trash";
 /// Files that are taken in one pass; more are taken in the next one. A bound on memory.
 const PASS: usize = 100_000;
 /// What no generation needs is looked for so often at most, and so many times its duration apart.
@@ -54,6 +58,9 @@ pub struct Retention {
     pub bytes: u64,
     /// The bound on bytes (of clones: of those that the current generation has not).
     pub limit: u64,
+    /// Bytes in the tree's trash, which are no part of the bound: both share `keep-bytes`.
+    #[serde(default)]
+    pub trash: u64,
     /// Files of the current generation that are not kept: too much, or changed before they could be.
     pub left_out: u64,
     /// Their bytes.
@@ -70,6 +77,8 @@ pub(super) struct Retain {
     news: Mutex<bool>,
     wake: Condvar,
     status: Mutex<Retention>,
+    /// The trash is as it was when its size was looked at last.
+    measured: AtomicBool,
 }
 
 impl Retain {
@@ -77,6 +86,12 @@ impl Retain {
     pub(super) fn wake(&self) {
         *lock(&self.news) = true;
         self.wake.notify_all();
+    }
+
+    /// There is more or less in the trash than before.
+    pub(super) fn trash_changed(&self) {
+        self.measured.store(false, Ordering::Release);
+        self.wake();
     }
 
     pub(super) fn status(&self) -> Retention {
@@ -90,6 +105,16 @@ impl Retain {
     }
 }
 
+/// What the trash of a source keeps: half of the budget at most, and all of it where nothing else is kept.
+pub(super) fn trash_keep(generations: u64, budget: u64) -> Keep {
+    Keep { generations, bytes: if generations == 0 { budget } else { budget / 2 } }
+}
+
+/// What is left of the budget for published contents: half of it at least.
+fn beside(trash: u64, budget: u64) -> u64 {
+    budget - trash.min(budget / 2)
+}
+
 /// Starts the thread.
 ///
 /// # Errors
@@ -99,6 +124,7 @@ pub(super) fn start(tree: Arc<SourceTree>) -> Result<()> {
     let keeper = Keeper {
         generations: tree.config.keep,
         budget: tree.config.keep_bytes,
+        trash: 0,
         tree,
         considered: HashSet::new(),
         used: None,
@@ -121,7 +147,10 @@ struct Want {
 struct Keeper {
     tree: Arc<SourceTree>,
     generations: u64,
+    /// For this and the trash.
     budget: u64,
+    /// Bytes in the trash.
+    trash: u64,
     /// Directory objects of which everything is kept, or cannot be.
     considered: HashSet<Digest>,
     used: Option<Used>,
@@ -186,6 +215,7 @@ impl Keeper {
         if self.used.is_none() {
             self.used = Some(count(&keep).context(cannot)?);
         }
+        self.measure(&control);
         if Instant::now() >= self.next_sweep && !self.swept_for_head() {
             self.sweep(&keep, &head)?;
         }
@@ -195,7 +225,8 @@ impl Keeper {
         let mut status = lock(&self.tree.retain.status);
         status.generations = self.generations;
         (status.files, status.bytes) = (used.files, used.bytes);
-        status.limit = self.budget;
+        status.limit = beside(self.trash, self.budget);
+        status.trash = self.trash;
         if !self.stopped() {
             status.up_to = Some(head.id);
         }
@@ -205,6 +236,21 @@ impl Keeper {
         drop(status);
         tracing::debug!(tree = self.tree.config.name, generation = %head.id, took = ?begun.elapsed(), "kept");
         Ok(true)
+    }
+
+    /// How much the trash leaves; when that is not what it was, something has to go, or has a place now.
+    fn measure(&mut self, control: &Dir) {
+        if self.tree.retain.measured.swap(true, Ordering::Acquire) {
+            return;
+        }
+        // what is not there is empty
+        let trash =
+            control.open_child(TRASH).and_then(|trash| tree_size(&trash)).map_or(0, |(_, bytes)| bytes);
+        if trash != self.trash {
+            self.trash = trash;
+            self.swept = None;
+            self.next_sweep = Instant::now();
+        }
     }
 
     /// Keeps what the generation has and the store has not. Gives what was left out of what was looked at; `None`
@@ -354,7 +400,7 @@ impl Keeper {
     fn fits(&self, keep: &Dir, size: u64) -> bool {
         let used = self.used.unwrap_or_default().bytes;
         let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        used + size <= self.budget && used + size <= half(used, free)
+        used + size <= beside(self.trash, self.budget) && used + size <= half(used, free)
     }
 
     /// Removes what none of the kept generations has, and the oldest ones' contents while it is too much.
@@ -380,7 +426,7 @@ impl Keeper {
         }
         // what clones hold is no longer free, and what was copied when there was space may be in the way now
         let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        let live = within(&order, self.budget, free);
+        let live = within(&order, beside(self.trash, self.budget), free);
         let mut used = Used::default();
         let cannot = || "sweep .syncagent/keep".to_owned();
         each_kept(keep, &mut |dir, name, size| {
@@ -446,6 +492,19 @@ fn each_file(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_trash_and_what_is_kept_share_one_budget_and_each_has_half() {
+        for budget in [0, 1, 7, 1000, u64::MAX] {
+            let most = trash_keep(1, budget).bytes;
+            for trash in [0, 1, most / 2, most, budget] {
+                let kept = beside(trash, budget);
+                assert!(kept >= budget / 2, "{trash} of {budget}");
+                assert!(trash > most || trash.checked_add(kept) == Some(budget), "{trash} of {budget}");
+            }
+        }
+        assert_eq!(trash_keep(0, 1000).bytes, 1000);
+    }
 
     #[test]
     fn what_is_kept_yields_when_the_disk_fills() {

@@ -216,6 +216,7 @@ impl Engine {
         if let Err(e) = prune(&control, self.trash_keep()) {
             tracing::warn!(tree = name, "{e}");
         }
+        self.tree.retain.trash_changed();
         let Some(head) = head else {
             if steps == 0 {
                 answer.message =

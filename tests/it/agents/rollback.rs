@@ -330,6 +330,44 @@ fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
 }
 
 #[test]
+fn the_trash_and_what_is_kept_share_keep_bytes() {
+    let c = Cluster::local();
+    const BUDGET: u64 = 400 << 10;
+    c.source("a", "keep = 3\nkeep-bytes = \"400KiB\"\n");
+    for i in 0..4 {
+        c.scratch.write(format!("a/tree/f{i}"), noise(i, 45_000));
+    }
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    for i in 0..4 {
+        c.scratch.write(format!("a/tree/f{i}"), noise(10 + i, 45_000));
+    }
+    published(&a, &first);
+    let number = |kept: &Value, field: &str| kept[field].as_u64().unwrap();
+    let both = |what: &str, fits: &dyn Fn(u64, u64) -> bool| {
+        let mut last = Value::Null;
+        let done = eventually(|| {
+            last = retention(&a);
+            let (kept, limit, trash) = (number(&last, "bytes"), number(&last, "limit"), number(&last, "trash"));
+            let within = last["clones"] == true || kept <= limit && kept + trash <= BUDGET;
+            limit + trash == BUDGET && within && fits(kept, trash)
+        });
+        assert!(done, "{what}: {last:#}\n{}", a.log_tail());
+    };
+    both("no trash", &|kept, trash| trash == 0 && kept == 8 * 45_000);
+    // 180,000 bytes are displaced; what is kept makes room for them
+    a.order(&["rollback", "t"]).code(0);
+    both("a rollback", &|kept, trash| trash == 4 * 45_000 && kept > 0);
+    // another one would fill the trash over its half
+    settled(&a);
+    a.order(&["rollback", "t"]).code(0);
+    both("another rollback", &|_, trash| trash <= BUDGET / 2 && trash > 0);
+    a.order(&["trash", "t", "empty", "--yes"]).code(0);
+    both("an empty trash", &|kept, trash| trash == 0 && kept > 0);
+}
+
+#[test]
 fn what_no_kept_generation_needs_is_swept_out() {
     let c = Cluster::local();
     c.source("a", "keep = 1\n");
