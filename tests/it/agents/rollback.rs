@@ -349,7 +349,8 @@ fn the_trash_and_what_is_kept_share_keep_bytes() {
         let mut last = Value::Null;
         let done = eventually(|| {
             last = retention(&a);
-            let (kept, limit, trash) = (number(&last, "bytes"), number(&last, "limit"), number(&last, "trash"));
+            let (kept, limit, trash) =
+                (number(&last, "bytes"), number(&last, "limit"), number(&last, "trash"));
             let within = last["clones"] == true || kept <= limit && kept + trash <= BUDGET;
             limit + trash == BUDGET && within && fits(kept, trash)
         });
