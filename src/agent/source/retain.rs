@@ -1,7 +1,8 @@
 //! What the source keeps of published contents, so that they are there after its users wrote over them: a clone or a
 //! copy of each file under its digest, in `TREE/.syncagent/keep/xx/DIGEST`, on the same file system.
 //!
-//! A thread of its own fills it after each publication, the smallest files first, and never holds a publication up. A
+//! A thread of its own fills it after each publication, the smallest files first, and never holds a publication up: a few
+//! small files at once, before anybody has had the time to write over them, the rest when the mirrors had theirs. A
 //! file is in it only when its content was right when it was taken; one that changed meanwhile is passed over. Without
 //! clones everything counts against `keep-bytes` and against half of what is free; with clones only what the
 //! current generation does not have any more, because a clone costs nothing until its file is overwritten. Nothing here
@@ -41,6 +42,10 @@ const SWEEP: Duration = Duration::from_secs(60);
 const SWEEP_FACTOR: u32 = 20;
 /// After a publication so much time is left to whoever fetches it.
 const AFTER: Duration = Duration::from_millis(50);
+/// What is taken before that: files of so many bytes, so many bytes together, in directories with so many entries together.
+const SMALL: u64 = 256 << 10;
+const AT_ONCE: u64 = 4 << 20;
+const ENTRIES: usize = 4_096;
 /// The tree may not be open yet.
 const LOOK: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(3600);
@@ -183,6 +188,8 @@ impl Keeper {
                 Ok(false) | Err(_) => LOOK,
             };
             self.tree.retain.wait(rest);
+            // what goes wrong here goes wrong again below, and is told there
+            let _ = self.take_small();
             // the mirrors come first
             std::thread::sleep(AFTER);
         }
@@ -261,7 +268,7 @@ impl Keeper {
         }
         loop {
             let mut left_out = (0, 0);
-            let (mut want, visited, cut) = self.missing(keep, head)?;
+            let (mut want, visited, cut) = self.missing(keep, head, usize::MAX)?;
             let wanted = want.len() as u64;
             want.sort();
             for w in want {
@@ -281,8 +288,38 @@ impl Keeper {
         }
     }
 
-    /// The smallest files that are not kept, the directories that were read, and whether there are more.
-    fn missing(&self, keep: &Dir, head: &Generation) -> Result<(Vec<Want>, Vec<Digest>, bool)> {
+    /// Keeps the small files of a small change.
+    fn take_small(&mut self) -> Result<()> {
+        // the first generation is large, and without the trash's size nobody knows the bound
+        if self.used.is_none() || !self.tried || !self.tree.retain.measured.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let Ok(root) = self.tree.root_handle() else { return Ok(()) };
+        let Some(head) = self.head() else { return Ok(()) };
+        let Ok(keep) = root.open_child(CONTROL_DIR).and_then(|control| control.open_child(KEEP)) else {
+            return Ok(());
+        };
+        let (mut want, ..) = self.missing(&keep, &head, ENTRIES)?;
+        want.sort();
+        let mut left = AT_ONCE;
+        for w in want.iter().take_while(|w| w.size <= SMALL) {
+            if w.size > left || self.stopped() {
+                break;
+            }
+            left -= w.size;
+            self.take(&root, &keep, w)?;
+        }
+        Ok(())
+    }
+
+    /// The smallest files that are not kept, the directories that were read, and whether there are more. Ends early when
+    /// the directories have more than so many entries.
+    fn missing(
+        &self,
+        keep: &Dir,
+        head: &Generation,
+        mut entries: usize,
+    ) -> Result<(Vec<Want>, Vec<Digest>, bool)> {
         let mut heap: BinaryHeap<Want> = BinaryHeap::new();
         let mut cut = false;
         let mut asked: HashSet<Digest> = HashSet::new();
@@ -292,7 +329,10 @@ impl Keeper {
             if self.considered.contains(&object) || !visited.insert(object) || self.stopped() {
                 continue;
             }
-            for entry in self.tree.store.object(&object)?.entries {
+            let listed = self.tree.store.object(&object)?.entries;
+            let Some(left) = entries.checked_sub(listed.len()) else { break };
+            entries = left;
+            for entry in listed {
                 match entry.node {
                     Node::Dir { object, .. } => stack.push((object, path.join(&entry.name))),
                     Node::File { size, digest } if size > 0 && !is_kept(keep, &digest, size) => {
