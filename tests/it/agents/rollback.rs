@@ -330,30 +330,32 @@ fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
 }
 
 #[test]
-fn a_small_file_is_kept_before_anybody_writes_over_it() {
+fn a_small_file_is_kept_at_once() {
     let c = Cluster::local();
     c.source("a", "keep = 100\n");
-    c.mirror("b", "a", "");
     c.scratch.write("a/tree/x", "1");
-    let (a, b) = (c.start("a"), c.start("b"));
-    c.assert_converges(&a, &b, ("a", "b"));
+    let a = c.start("a");
     settled(&a);
-    // as soon as a mirror has it, it is overwritten; on a busy machine a try may be too slow
-    let tries = (0..30u64).any(|n| {
-        let first = noise(2 * n, 1_500);
-        for content in [&first, &noise(2 * n + 1, 1_500)] {
-            c.scratch.write("a/tree/x", content);
-            let begun = std::time::Instant::now();
-            while std::fs::read(c.tree("b").join("x")).ok().as_ref() != Some(content) {
-                assert!(begun.elapsed().as_secs() < 20, "{}", a.log_tail());
-                std::thread::yield_now();
-            }
+    let changed = |path: &Path| {
+        let meta = std::fs::metadata(path).unwrap();
+        meta.ctime() * 1_000 + meta.ctime_nsec() / 1_000_000
+    };
+    // 50 ms of these are the settle time; on a busy machine a try may be too slow
+    let mut best = i64::MAX;
+    for n in 0..60 {
+        let content = noise(n, 1_500);
+        let digest = blake3::hash(&content).to_hex();
+        let kept = c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str());
+        let before = a.tree()["head"].clone();
+        c.scratch.write("a/tree/x", &content);
+        published(&a, &before);
+        until("the content", || kept.exists());
+        best = best.min(changed(&kept) - changed(&c.tree("a").join("x")));
+        if best < 95 {
+            return;
         }
-        settled(&a);
-        let digest = blake3::hash(&first).to_hex();
-        c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str()).exists()
-    });
-    assert!(tries, "{}", retention(&a));
+    }
+    panic!("{best} ms after it was written at best");
 }
 
 #[test]
@@ -450,9 +452,11 @@ fn a_mass_deletion_by_rollback_needs_its_approval() {
 fn a_refused_mass_deletion_is_undone_by_rolling_back_to_what_is_published() {
     let c = Cluster::local();
     c.source("a", "");
-    c.scratch.write("a/tree/large", "");
-    std::fs::File::options().write(true).open(c.tree("a").join("large")).unwrap().set_len(200 << 20).unwrap();
-    let (a, _, second) = two_generations(&c, "keep-bytes = \"2MiB\"\n");
+    // looking at all of these takes a while, and they are no files that a guard counts
+    for i in 0..4_000 {
+        std::fs::create_dir_all(c.tree("a").join(format!("many/{}/{i}", i % 40))).unwrap();
+    }
+    let (a, _, second) = two_generations(&c, "");
     let before = c.digest("a");
     for d in ["d0", "d1"] {
         std::fs::remove_dir_all(c.tree("a").join(d)).unwrap();
@@ -460,7 +464,7 @@ fn a_refused_mass_deletion_is_undone_by_rolling_back_to_what_is_published() {
     a.wait_for_state("refused");
     assert!(a.tree()["nodes"][0]["error"].is_object());
     let ran = a.order(&["rollback", "t", "--to", &id(&second)]).code(0);
-    // at once: the next look, which reads everything again, takes much longer than this question
+    // at once: the next look, at everything, takes longer than this question
     let own = a.tree()["nodes"][0].clone();
     assert_eq!((&own["error"], &own["plan"]), (&Value::Null, &Value::Null), "{own:#}");
     assert!(ran.out.contains("again"), "{ran:?}");
