@@ -258,6 +258,8 @@ pub(super) struct Apply<'a> {
     pub(super) remote: bool,
     /// The generation that is applied, and the digest of the source's root object.
     pub(super) generation: Option<(GenId, Digest)>,
+    /// What was written here and is in no published state.
+    pub(super) aside: BTreeSet<TreePath>,
 }
 
 impl Apply<'_> {
@@ -456,6 +458,7 @@ impl Apply<'_> {
         self.monitor.staged(outcome.vanished)?;
         self.progress.enter(Phase::Committing);
         trees.tree_index.commit()?;
+        staged.aside.clone_from(&self.aside);
         let committed = commit(home, staged, trees.tree_index, seq, self.o.keep.generations > 0)?;
         marker.seq = seq;
         undone.attrs.extend(committed.errors.iter().map(|e| e.path.clone()));
@@ -630,6 +633,7 @@ impl Apply<'_> {
             return Err(e);
         }
         self.progress.enter(Phase::Committing);
+        staged.aside.clone_from(&self.aside);
         marker.seq = seq;
         let keep = self.o.keep.generations > 0;
         let pin = self.pin.as_ref();

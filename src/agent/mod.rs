@@ -16,6 +16,7 @@ mod supervisor;
 mod sync;
 mod target;
 mod trash;
+mod unpublished;
 
 pub use apply::{Activate, Monitor, NotCarried, Outcome, Phase, Progress, TreeOptions};
 pub use history::HistoryEntry;

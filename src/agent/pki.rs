@@ -13,7 +13,9 @@ use rustls::pki_types::CertificateDer;
 use crate::disk::{Dir, ensure_dir_all, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{NodeId, escaped};
-use crate::peer::tls::{BACK, DAY, Validity, certificates, common_name, node_ids, sha256, validity};
+use crate::peer::tls::{
+    BACK, DAY, Validity, certificates, cluster_of, common_name, node_ids, sha256, validity,
+};
 pub use crate::peer::tls::{Ca, Issued, new_ca};
 
 const CA: &str = "ca";
@@ -59,6 +61,8 @@ pub struct NodeFiles {
     pub not_after: i64,
     /// Whether it ends with the CA, earlier than was asked for.
     pub shortened: bool,
+    /// The cluster that the CA was made for; `None` when it was not made here.
+    pub cluster: Option<String>,
 }
 
 /// Issues a certificate with a new key as `NODE.pem` and `NODE.key` in `dir`.
@@ -72,7 +76,9 @@ pub fn issue(dir: &Path, request: &Request<'_>) -> Result<NodeFiles> {
         return Err(config(format!("a node cannot be called `{CA}`: {CA}.pem is the CA's certificate")));
     }
     let ca = read_ca(dir)?;
-    let end = validity(&ca.certificate()?).map_or(i64::MAX, |v| v.not_after);
+    let own = ca.certificate()?;
+    let cluster = common_name(&own).and_then(|name| cluster_of(&name).map(str::to_owned));
+    let end = validity(&own).map_or(i64::MAX, |v| v.not_after);
     let now = jiff::Timestamp::now().as_second();
     if end <= now {
         return Err(config(format!(
@@ -98,6 +104,7 @@ pub fn issue(dir: &Path, request: &Request<'_>) -> Result<NodeFiles> {
         ca: dir.join(format!("{CA}.pem")),
         not_after: now + last,
         shortened: last < asked,
+        cluster,
     })
 }
 

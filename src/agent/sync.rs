@@ -278,6 +278,7 @@ impl Run<'_> {
             root_mtime: self.source.stat_self().ok().map(|s| s.mtime),
             remote: false,
             generation: None,
+            aside: Default::default(),
         };
         if self.o.dry_run {
             outcome.errors.extend(plan.conflicts);

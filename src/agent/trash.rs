@@ -61,7 +61,7 @@ pub struct TrashEntry {
     pub generation: Option<GenId>,
     /// When, RFC 3339, by this host's clock.
     pub at: String,
-    /// `tree`: replaced or deleted; `drift`: it was not what the commit expected there.
+    /// `tree`: replaced or deleted; `drift`: somebody wrote it there, no published state had it.
     pub kind: TrashPart,
     /// What it was in the tree.
     pub path: TreePath,

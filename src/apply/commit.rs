@@ -3,7 +3,7 @@
 //!
 //! Order: new names, moves, replacements, what shall come last (`order`), removals, attributes (directories last, deepest first); then a
 //! sync; then a look at everything that was displaced. What is not what the plan expected is drift and
-//! goes to the trash under that name. Between the first and the last rename nothing else is done: that is
+//! goes to the trash under that name, and so does what the plan knew to be in no published state. Between the first and the last rename nothing else is done: that is
 //! the time in which a reader can see a mix.
 
 use std::collections::{BTreeSet, HashMap};
@@ -72,7 +72,16 @@ impl Committed {
 ///
 /// # Errors
 /// Before the journal is durable: the tree is as it was. After: the next start carries it out to its end.
-pub fn commit(control: &Control, staged: Staged, index: &Index, seq: u64, keep: bool) -> Result<Committed> {
+pub fn commit(
+    control: &Control,
+    mut staged: Staged,
+    index: &Index,
+    seq: u64,
+    keep: bool,
+) -> Result<Committed> {
+    for path in std::mem::take(&mut staged.aside) {
+        staged.journal.add(&Record::Aside { path })?;
+    }
     if staged.synced {
         sync_names(control.stage_home(), STAGE, &staged.touched)
             .context(|| format!("sync the staging directory of {}", control.shown()))?;
@@ -183,7 +192,7 @@ const PHASES: [Phase; 7] =
 
 fn phase_of(record: &Record) -> Option<Phase> {
     Some(match record {
-        Record::Begin { .. } | Record::End { .. } => return None,
+        Record::Begin { .. } | Record::End { .. } | Record::Aside { .. } => return None,
         Record::Open { .. } => Phase::Open,
         Record::Put { last: true, .. } => Phase::Last,
         Record::Put { old: None, .. } => Phase::New,
@@ -202,6 +211,8 @@ struct Run<'a> {
     home: Dir,
     again: bool,
     drift: BTreeSet<TreePath>,
+    /// In no published state.
+    aside: BTreeSet<TreePath>,
     errors: Vec<PathError>,
     failed: BTreeSet<TreePath>,
     known: HashMap<TreePath, KnownFile>,
@@ -211,12 +222,15 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(control: &'a Control, journal: &'a mut Journal, again: bool) -> Result<Self> {
         let mut staging = None;
+        let mut aside = BTreeSet::new();
         let mut count = 0;
         journal.each(&mut |record| {
-            if let Record::Begin { staging: s, .. } = &record {
-                staging.clone_from(s);
-            }
             count += u64::from(phase_of(&record).is_some());
+            match record {
+                Record::Begin { staging: s, .. } => staging = s,
+                Record::Aside { path } => drop(aside.insert(path)),
+                _ => {}
+            }
             Ok(())
         })?;
         let home = control.stage_home_of(staging.as_deref())?;
@@ -232,6 +246,7 @@ impl<'a> Run<'a> {
             home,
             again,
             drift: BTreeSet::new(),
+            aside,
             errors: Vec::new(),
             failed: BTreeSet::new(),
             known: HashMap::new(),
@@ -319,7 +334,7 @@ impl<'a> Run<'a> {
         let displaced = self.after(index)?;
         let drift: Vec<TreePath> = self.drift.iter().cloned().collect();
         if let Some(stage) = &self.stage {
-            trash::set_aside(control, stage, seq, &drift)?;
+            trash::set_aside(control, stage, seq, self.drift.union(&self.aside))?;
             if displaced && keep {
                 trash::keep(control, &self.home, seq)?;
             }
@@ -356,7 +371,7 @@ impl<'a> Run<'a> {
                 }
                 Record::Attrs { path, id: Some(_), .. } => files.push(path),
                 Record::Attrs { path, .. } | Record::Open { path } => drop(parents.insert(path)),
-                Record::Begin { .. } | Record::End { .. } => {}
+                Record::Begin { .. } | Record::End { .. } | Record::Aside { .. } => {}
             }
             Ok(())
         });
@@ -380,14 +395,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Looks at everything that was displaced; says whether there is anything.
+    /// Looks at everything that was displaced; says whether there is anything but drift.
     fn after(&mut self, index: Option<&Index>) -> Result<bool> {
         let Some(stage) = &self.stage else {
             return Ok(false);
         };
         let mut there = Cached::new(stage);
         let drift = &mut self.drift;
-        let failed = &self.failed;
+        let (failed, aside) = (&self.failed, &self.aside);
         let mut any = false;
         let mut dirs = Vec::new();
         self.journal.each(&mut |record| {
@@ -414,9 +429,9 @@ impl<'a> Run<'a> {
                     .and_then(|dir| remove_tree(dir, name))
                     .context(|| format!("unstage {path}"));
             }
-            any = true;
             match old {
                 Some(old) if old.is(&stat) => {
+                    any |= !drift.contains(&path) && !aside.contains(&path);
                     if old.kind == Kind::Dir && row != 0 {
                         dirs.push((path, row));
                     }
@@ -469,7 +484,7 @@ fn failed(
         | Record::Remove { path, .. }
         | Record::Open { path }
         | Record::Attrs { path, .. } => path.clone(),
-        Record::Begin { .. } | Record::End { .. } => return Ok(None),
+        Record::Begin { .. } | Record::End { .. } | Record::Aside { .. } => return Ok(None),
     };
     let cause = std::io::Error::from(e);
     if !control.is_writable() {

@@ -92,6 +92,8 @@ pub(crate) enum Record {
     Attrs { path: TreePath, id: Option<Ident>, digest: Option<Digest>, attrs: SetAttrs },
     /// Last.
     End { records: u64 },
+    /// What lies there is in no published state: where it is displaced it goes to the trash as drift.
+    Aside { path: TreePath },
 }
 
 /// A finished journal, read from its start as often as needed.

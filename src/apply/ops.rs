@@ -33,7 +33,7 @@ impl Ops<'_> {
             Record::Remove { path, .. } => self.remove(path).map(|()| None),
             Record::Open { path } => self.open(path).map(|()| None),
             Record::Attrs { path, id, attrs, .. } => self.attrs(path, id.as_ref(), attrs),
-            Record::Begin { .. } | Record::End { .. } => Ok(None),
+            Record::Begin { .. } | Record::End { .. } | Record::Aside { .. } => Ok(None),
         }
     }
 

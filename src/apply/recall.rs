@@ -28,7 +28,7 @@ const RESTORE: &[u8] = b"restore";
 pub enum TrashPart {
     /// A commit replaced or deleted it.
     Tree,
-    /// A commit found it where it expected something else.
+    /// Somebody had written it there: a commit did not expect it, or knew it to be in no published state.
     Drift,
 }
 

@@ -5,6 +5,7 @@
 //! Both trees carry a record with the inode of the new one. After a crash that alone decides: the new tree
 //! still beside is removed, the old tree beside becomes trash, and without a record nothing is ours.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -128,7 +129,8 @@ impl Swap {
         self.parent.sync_fs().context(cannot)?;
         let new = Control::open(&control.path)?;
         let drift = changed_within(&control.root, &TreePath::root(), ROOT_ID, old_index)?;
-        trash::set_aside(&new, &control.root, marker.seq, &drift)?;
+        let aside: BTreeSet<&TreePath> = drift.iter().chain(&staged.aside).collect();
+        trash::set_aside(&new, &control.root, marker.seq, aside.into_iter())?;
         retire(&new, &self.parent, &self.beside, keep)?;
         Ok((new, drift))
     }
@@ -198,7 +200,7 @@ pub fn recover_swap(control: &Control, index: &Index, keep: bool) -> Result<bool
             let old = parent.open_child(&beside).context(cannot)?;
             let seq = control.marker()?.map_or(0, |m| m.seq);
             let drift = changed_within(&old, &TreePath::root(), ROOT_ID, index)?;
-            trash::set_aside(control, &old, seq, &drift)?;
+            trash::set_aside(control, &old, seq, drift.iter())?;
         }
         retire(control, &parent, &beside, keep || !known)?;
     }

@@ -1,6 +1,6 @@
 //! What commits displaced: `.syncagent/trash/N/tree/PATH`, with N the commit's number, and
-//! `N/drift/PATH` for what was not expected there. Generations go when there are too many; drift goes
-//! only when the byte budget is exceeded.
+//! `N/drift/PATH` for what is nowhere else: what was not expected there, and what is in no published state. Generations
+//! go when there are too many; drift goes only when the byte budget is exceeded, or after very many commits.
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
@@ -13,6 +13,9 @@ use crate::model::TreePath;
 pub(super) const TRASH: &[u8] = b"trash";
 pub(super) const TREE: &[u8] = b"tree";
 pub(super) const DRIFT: &[u8] = b"drift";
+
+/// Commits whose drift is kept. Each of them is looked at with every commit, so there must be a bound.
+const DRIFTS: usize = 1_000;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +65,19 @@ fn put_away(control: &Control, from: &Dir, name: &[u8], seq: u64) -> Result<()> 
 }
 
 /// Takes drift out of the staging directory, so that it outlives the generation.
-pub(crate) fn set_aside(control: &Control, stage: &Dir, seq: u64, drift: &[TreePath]) -> Result<()> {
-    if drift.is_empty() {
+pub(crate) fn set_aside<'p>(
+    control: &Control,
+    stage: &Dir,
+    seq: u64,
+    drift: impl Iterator<Item = &'p TreePath>,
+) -> Result<()> {
+    let mut drift = drift.peekable();
+    if drift.peek().is_none() {
         return Ok(());
     }
-    let place = generation(control, seq)?;
+    let home = generation(control, seq)?;
     let cannot = |path: &TreePath| format!("keep the unexpected {path} in the trash");
-    let place = place.ensure_dir(DRIFT, 0o700).context(|| cannot(&TreePath::root()))?;
+    let place = home.ensure_dir(DRIFT, 0o700).context(|| cannot(&TreePath::root()))?;
     for path in drift {
         let (parent, name) = path.split();
         let Ok(parent_path) = TreePath::new(parent) else {
@@ -79,6 +88,10 @@ pub(crate) fn set_aside(control: &Control, stage: &Dir, seq: u64, drift: &[TreeP
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(e) => return Err(e).context(|| cannot(path)),
         };
+        if matches!(from.stat(name), Err(Errno::NOENT)) {
+            // it was moved, or did not have to go
+            continue;
+        }
         let mut to = place.open(&TreePath::root()).context(|| cannot(path))?;
         for part in parent_path.components() {
             to = to.ensure_dir(part, 0o700).context(|| cannot(path))?;
@@ -96,6 +109,8 @@ pub(crate) fn set_aside(control: &Control, stage: &Dir, seq: u64, drift: &[TreeP
             }
         }
     }
+    // fails, as it should, where something is in it
+    let _ = home.rmdir(DRIFT);
     Ok(())
 }
 
@@ -139,7 +154,7 @@ pub(super) fn numbers(trash: &Dir) -> rustix::io::Result<Vec<u64>> {
 }
 
 /// Removes what is too old or too much: generations beyond `keep.generations`, then the oldest ones until
-/// the rest fits the budget, then the oldest drift.
+/// the rest fits the budget, then the oldest drift. Of drift only the newest 1,000 commits' is kept.
 ///
 /// # Errors
 /// The operating system's; what was not removed stays.
@@ -152,13 +167,19 @@ pub fn prune(control: &Control, keep: Keep) -> Result<()> {
     };
     let all = numbers(&trash).context(cannot)?;
     let open = |seq: &u64| trash.open_child(seq.to_string().as_bytes());
-    let mut kept = 0;
+    let (mut kept, mut drifts) = (0, 0);
     for seq in &all {
         let at = open(seq).context(cannot)?;
         if at.stat(TREE).is_ok() {
             kept += 1;
             if kept > keep.generations {
                 remove_tree(&at, TREE).context(cannot)?;
+            }
+        }
+        if at.stat(DRIFT).is_ok() {
+            drifts += 1;
+            if drifts > DRIFTS {
+                remove_tree(&at, DRIFT).context(cannot)?;
             }
         }
     }

@@ -61,11 +61,12 @@ fn kept(r: &Retention) -> String {
     }
     let how = if r.clones { "as clones" } else { "as copies" };
     let mut line = format!(
-        "kept for rollbacks, of up to {} generations before the current one: {} {how}, {} (bound: {})",
+        "kept for rollbacks, of up to {} generations before the current one: {} {how}, {} (bound: {}; the trash has {})",
         r.generations,
         count(r.files, "file"),
         human(r.bytes),
-        human(r.limit)
+        human(r.limit),
+        human(r.trash)
     );
     if r.left_out > 0 {
         line += &format!(

@@ -124,10 +124,15 @@ fn issue(args: &IssueArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What to copy where, and the lines for the configuration.
+/// What to copy where, and a configuration to write.
 fn instructions(node: &NodeId, issued: &NodeFiles) -> String {
-    let NodeFiles { cert, key, ca, not_after, shortened } = issued;
+    let NodeFiles { cert, key, ca, not_after, shortened, cluster } = issued;
     let why = if *shortened { ", when the CA ends" } else { "" };
+    // of a foreign CA nobody knows whose it is
+    let cluster = cluster.as_deref().unwrap_or("cluster");
+    // the CA's name may be any text, a configuration's may not
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let cluster: String = cluster.chars().map(|c| if is_plain(c) { c } else { '-' }).collect();
     format!(
         "issued {node}, valid until {}{why}\n\
          copy to {node}:\n  \
@@ -137,16 +142,40 @@ fn instructions(node: &NodeId, issued: &NodeFiles) -> String {
          and write in its {ON_NODES}/syncagent.toml:\n\n\
          [node]\n\
          id = \"{node}\"\n\n\
+         [cluster]\n\
+         name = \"{cluster}\"\n\n\
          [tls]\n\
          cert = \"{ON_NODES}/{node}.pem\"\n\
          key = \"{ON_NODES}/{node}.key\"\n\
-         ca = \"{ON_NODES}/ca.pem\"",
+         ca = \"{ON_NODES}/ca.pem\"\n\n\
+         {TREES}",
         date(*not_after),
         escaped(cert),
         escaped(key),
         escaped(ca),
     )
 }
+
+/// What a configuration needs besides, as comments: what a node is for is not known here.
+const TREES: &str = "\
+# On the node whose directory is written to (the source), without the leading `# `:
+
+# [listen]
+# data = \"0.0.0.0:7420\"            # the mirrors read here
+# [tree.deploy]
+# path = \"/srv/deploy\"
+# role = \"source\"
+# allow = [\"*\"]                    # every node of this CA; or their ids
+
+# On each node that follows it (a mirror); put the source's id for SOURCE:
+
+# [tree.deploy]
+# path = \"/srv/deploy\"
+# role = \"mirror\"
+# source = \"https://SOURCE:7420\"   # host name or address
+# source-id = \"SOURCE\"             # the id in its certificate
+
+# Then: syncagent config check";
 
 fn show(args: &ShowArgs) -> Result<Exit> {
     let (shown, errors) = pki::show(&args.dir.dir)?;

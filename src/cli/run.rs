@@ -50,9 +50,12 @@ fn start_log(log: &Log) -> Result<()> {
         .with_target(false);
     match log.format {
         LogFormat::Text if journal::is_journal(std::io::stderr()) => {
-            builder.event_format(journal::Journal::new()).init();
+            builder.event_format(journal::Leveled(journal::Line::new())).init();
         }
         LogFormat::Text => builder.init(),
+        LogFormat::Json if journal::is_journal(std::io::stderr()) => {
+            builder.json().flatten_event(true).map_event_format(journal::Leveled).init();
+        }
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())

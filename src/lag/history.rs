@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::model::{Convergence, GenId, Percentiles};
+use crate::model::{Convergence, GenId, Percentiles, Total};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -25,6 +25,8 @@ struct Sample {
 pub struct History {
     /// Ascending by id and by time.
     samples: VecDeque<Sample>,
+    /// Of all that there ever were.
+    total: Total,
 }
 
 impl History {
@@ -35,6 +37,8 @@ impl History {
             return;
         }
         self.samples.push_back(Sample { id, ms, at: at_ms });
+        self.total.count += 1;
+        self.total.sum_ms = self.total.sum_ms.saturating_add(ms);
         while self.samples.len() > MOST
             || (self.samples.len() > GENERATIONS
                 && self.samples.front().is_some_and(|s| !within_hour(s, at_ms)))
@@ -51,7 +55,13 @@ impl History {
     /// Several nodes' samples together: each node's convergence with each generation is one sample, and the
     /// newest 1,000 generations are those that any of them has.
     pub fn pooled<'a>(nodes: impl IntoIterator<Item = &'a Self>, now_ms: u64) -> Convergence {
-        let samples: Vec<Sample> = nodes.into_iter().flat_map(|h| &h.samples).copied().collect();
+        let mut samples: Vec<Sample> = Vec::new();
+        let mut total = Total::default();
+        for node in nodes {
+            samples.extend(&node.samples);
+            total.count += node.total.count;
+            total.sum_ms = total.sum_ms.saturating_add(node.total.sum_ms);
+        }
         let mut ids: Vec<GenId> = samples.iter().map(|s| s.id).collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.dedup();
@@ -59,7 +69,7 @@ impl History {
         let of = |keep: &dyn Fn(&Sample) -> bool| {
             percentiles(samples.iter().filter(|s| keep(s)).map(|s| s.ms).collect())
         };
-        Convergence { hour: of(&|s| within_hour(s, now_ms)), last_1000: of(&|s| s.id >= from) }
+        Convergence { hour: of(&|s| within_hour(s, now_ms)), last_1000: of(&|s| s.id >= from), total }
     }
 }
 
@@ -123,6 +133,8 @@ mod tests {
         (1..=50_000).for_each(|n| h.add(id(n), n, 1));
         assert_eq!(h.summary(1).hour.count, MOST as u64);
         assert_eq!(h.summary(1).hour.max_ms, 50_000);
+        let all = Total { count: 50_000, sum_ms: 50_000 * 50_001 / 2 };
+        assert_eq!(h.summary(10 * HOUR_MS).total, all, "what is forgotten still counts");
     }
 
     #[test]
@@ -133,6 +145,8 @@ mod tests {
         (501..=1_500).for_each(|n| b.add(id(n), 9, n));
         let both = History::pooled([&a, &b], 2_000).last_1000;
         assert_eq!((both.count, both.p50_ms, both.max_ms), (1_500, 9, 9));
+        let total = History::pooled([&a, &b], 2_000).total;
+        assert_eq!(total, Total { count: 2_000, sum_ms: 10_000 });
     }
 
     /// What the documentation says, computed from everything that was ever added.

@@ -21,5 +21,6 @@ pub use path::{BadName, Name, TreePath};
 pub use report::{Mark, RefreshState, RefreshStatus, RefusedPlan, Report, State, Trouble};
 pub use source::{Content, Root, Source, Wanted};
 pub use status::{
-    Convergence, HeldPath, Hold, NodeStatus, Percentiles, Recent, RoleName, Status, TreeStatus, WatchStatus,
+    Convergence, HeldPath, Hold, NodeStatus, Percentiles, Recent, RoleName, Status, Total, TreeStatus,
+    WatchStatus,
 };

@@ -276,6 +276,18 @@ pub struct Convergence {
     pub hour: Percentiles,
     /// The newest 1,000 generations.
     pub last_1000: Percentiles,
+    /// All since the agent's start.
+    pub total: Total,
+}
+
+/// Samples counted since the agent's start; both only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Total {
+    /// How many.
+    pub count: u64,
+    /// Their sum, in milliseconds.
+    pub sum_ms: u64,
 }
 
 /// Percentiles by nearest rank: the smallest sample that at least that part of all samples does not exceed. All 0 when there are none.

@@ -26,7 +26,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{CertificateError, ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 
-pub use ca::{BACK, Ca, DAY, Issued, new_ca};
+pub use ca::{BACK, Ca, DAY, Issued, cluster_of, new_ca};
 pub use cert::{Validity, check_dns_name, common_name, node_ids, sha256, validity};
 pub use explain::{explain, rough_time};
 

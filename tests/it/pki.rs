@@ -37,8 +37,9 @@ fn a_certificate_is_issued_with_what_to_copy_and_to_write() {
     pki(&s, &["init"]).code(0);
     let args = ["issue", "App1", "--name", "app1.example.com", "--ip", "192.0.2.7", "--days", "30"];
     let ran = pki(&s, &args).code(0);
-    let config = &ran.out[ran.out.find("[node]").unwrap()..];
-    let config: toml::Table = toml::from_str(config).unwrap();
+    let text = &ran.out[ran.out.find("[node]").unwrap()..];
+    let config: toml::Table = toml::from_str(text).unwrap();
+    assert_eq!(config["cluster"]["name"].as_str(), Some("cluster"));
     assert_eq!(config["node"]["id"].as_str(), Some("app1"));
     assert_eq!(config["tls"]["key"].as_str(), Some("/etc/syncagent/app1.key"));
     assert!(ran.out.contains(s.path().join("pki/app1.key").to_str().unwrap()), "{}", ran.out);
@@ -49,6 +50,32 @@ fn a_certificate_is_issued_with_what_to_copy_and_to_write() {
     assert_eq!(node["ids"], serde_json::json!(["app1", "app1.example.com"]));
     let days = node["days_left"].as_i64().unwrap();
     assert!((29..=30).contains(&days), "30 days, moments ago: {days}");
+}
+
+#[test]
+fn what_issue_prints_is_the_configuration_of_a_source_or_of_a_mirror() {
+    let s = Scratch::new();
+    pki(&s, &["init", "--cluster", "orders \"eu\""]).code(0);
+    let ran = pki(&s, &["issue", "app1"]).code(0);
+    let text = &ran.out[ran.out.find("[node]").unwrap()..];
+    let blocks: Vec<&str> = text.split("\n\n").collect();
+    let is_tree = |block: &&&str| block.contains("# [tree.");
+    let common: Vec<&str> = blocks.iter().filter(|b| !is_tree(b)).copied().collect();
+    let trees: Vec<&str> = blocks.iter().filter(is_tree).copied().collect();
+    assert_eq!(trees.len(), 2, "{text}");
+    for (role, tree) in ["source", "mirror"].iter().zip(trees) {
+        assert!(tree.contains(role), "{tree}");
+        let bare: Vec<&str> = tree.lines().map(|line| line.strip_prefix("# ").unwrap()).collect();
+        let config = format!("{}\n\n{}\n", common.join("\n\n"), bare.join("\n")).replace("SOURCE", "app9");
+        s.write("syncagent.toml", &config);
+        let mut check = s.command("config");
+        let ran = Ran::from(
+            check.args(["check", "--config"]).arg(s.path().join("syncagent.toml")).output().unwrap(),
+        );
+        assert_eq!((ran.code, &*ran.err), (0, ""), "{config}\n{ran:?}");
+        let parsed: toml::Table = toml::from_str(&config).unwrap();
+        assert_eq!(parsed["cluster"]["name"].as_str(), Some("orders--eu-"));
+    }
 }
 
 #[test]

@@ -10,8 +10,9 @@ use super::MirrorTree;
 use super::back::lacking;
 use super::engine::{End, Engine, Session};
 use super::remote::{Remote, check};
-use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, Trees};
+use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, TreeDiff, Trees};
 use crate::agent::history::Applied;
+use crate::agent::unpublished::{Unpublished, unpublished};
 use crate::config::DriftPolicy;
 use crate::disk::{OwnerPolicy, Owners, boot_ms, wall_ms};
 use crate::error::{Class, Error, PathError, Result, lock};
@@ -106,7 +107,8 @@ impl Engine {
         let diff = trees.diff(&old, &new, false);
         let plan = trees.plan(&diff, unmanaged)?;
         let applied = marker.as_ref().and_then(|m| m.applied.as_ref()).and_then(|a| a.generation);
-        let drift = if unmanaged { None } else { self.drift(s, applied, newest, &plan.tally)? };
+        let whole = (&diff, &plan.tally);
+        let drift = if unmanaged { None } else { self.drift(s, applied, newest, whole)? };
         let is_empty = newest.root.object == Digest::of(&Object::default().encode());
         let facts = Facts { there: s.scanned.files, source_is_empty: is_empty, unmanaged };
         let judge = |tally: &Tally| judge(tally, facts, options.max_delete);
@@ -114,7 +116,7 @@ impl Engine {
         // than the plan does
         let refusal = match &drift {
             _ if unmanaged || !newest.judged => judge(&plan.tally),
-            Some(drift) => judge(drift).and(judge(&plan.tally)),
+            Some((drift, _)) => judge(drift).and(judge(&plan.tally)),
             None => None,
         };
         let id = plan.tally.plan_id();
@@ -124,7 +126,8 @@ impl Engine {
             return Ok(None);
         }
         options.approve = self.approved;
-        let drifted = drift.as_ref().map_or(0, |d| d.created + d.updated + d.attrs + d.moved + d.deleted);
+        let drifted =
+            drift.as_ref().map_or(0, |(d, _)| d.created + d.updated + d.attrs + d.moved + d.deleted);
         {
             let mut shared = tree.shared();
             let unjudged = Self::is_dirty(s);
@@ -170,6 +173,7 @@ impl Engine {
             root_mtime: None,
             remote: true,
             generation: Some((newest.id, newest.root.object)),
+            aside: drift.map(|(_, written)| written.paths).unwrap_or_default(),
         };
         outcome.errors.extend(plan.conflicts);
         let swaps = options.activate == Activate::Swap && (!trees.same() || trees.root_attrs());
@@ -242,21 +246,23 @@ impl Engine {
         Ok(Root { object, content: root.content, header })
     }
 
-    /// What was changed here since `applied` came into place; `None` when nothing was.
+    /// What was changed here since `applied` came into place, and what of that was written here; `None` when nothing
+    /// was changed.
     fn drift(
         &self,
         s: &Session,
         applied: Option<(GenId, Digest)>,
         newest: &Generation,
-        whole: &Tally,
-    ) -> Result<Option<Tally>> {
+        (diff, whole): (&TreeDiff<'_, '_>, &Tally),
+    ) -> Result<Option<(Tally, Unpublished)>> {
         let Some((id, object)) = applied else {
-            // managed by a sync before: nothing of it is known to be a generation's
-            return Ok((whole.lost > 0).then(|| whole.clone()));
+            // managed by a sync before: nothing of it is known to be a generation's, nor to be written here
+            return Ok((whole.lost > 0).then(|| (whole.clone(), Unpublished::default())));
         };
+        let everything = || Ok(Some((whole.clone(), unpublished(diff)?)));
         if id == newest.id {
             let changed = whole.created + whole.updated + whole.attrs + whole.moved + whole.deleted;
-            return Ok((changed > 0).then(|| whole.clone()));
+            return if changed > 0 { everything() } else { Ok(None) };
         }
         let root = Root { object, ..newest.root.clone() };
         if s.store.has(&object)? && self.described(s, &root)?.object == s.scanned.root.object {
@@ -267,7 +273,7 @@ impl Engine {
             Err(e) if matches!(e.class, Class::Interrupted | Class::Integrity) => return Err(e),
             Err(e) if e.what.contains(GONE) => {
                 // nobody knows any more what was applied: everything is judged
-                return Ok(Some(whole.clone()));
+                return everything();
             }
             Err(e) => return Err(Error { class: Class::Transient, ..e }),
         };
@@ -279,7 +285,7 @@ impl Engine {
         let (old, new) = (OldTree(&s.index), Objects(&remote));
         let diff = trees.diff(&old, &new, false);
         name_drift(self.tree.name(), &diff)?;
-        Ok(Some(trees.plan(&diff, false)?.tally))
+        Ok(Some((trees.plan(&diff, false)?.tally, unpublished(&diff)?)))
     }
 
     fn refuse(&self, id: &str, refusal: &Refusal, lost: u64) {
@@ -587,7 +593,7 @@ fn owner_by(policy: &OwnerPolicy, own: &Owner) -> Owner {
     }
 }
 
-fn name_drift(tree: &str, diff: &crate::agent::apply::TreeDiff<'_, '_>) -> Result<()> {
+fn name_drift(tree: &str, diff: &TreeDiff<'_, '_>) -> Result<()> {
     let mut count = 0;
     diff.walk(&Moves::default(), &mut |step| {
         count += 1;

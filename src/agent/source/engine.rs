@@ -84,7 +84,7 @@ pub(super) struct Session {
     next_suspect: Instant,
     looked: Instant,
     /// Something could not be read in the last full scan.
-    unreadable: bool,
+    pub(super) unreadable: bool,
     pub(super) look_took: Duration,
     /// A full scan is due now.
     pub(super) full: bool,
@@ -297,8 +297,7 @@ impl Engine {
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
                 // it may have been a mirror before
-                let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-                let recovered = recover_all(&control, &index, keep)?;
+                let recovered = recover_all(&control, &index, self.trash_keep())?;
                 if recovered.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }
@@ -332,7 +331,7 @@ impl Engine {
         let watcher = Arc::new(Watcher::new(&path, move || waker.wake())?);
         let dir = Arc::new(dir);
         *super::lock(&self.tree.root) = Some(dir.clone());
-        self.tree.retain.wake();
+        self.tree.retain.trash_changed();
         Ok(Session {
             path,
             dir,
@@ -353,6 +352,11 @@ impl Engine {
             dirty: crate::watch::Changes::default(),
             flush: 0,
         })
+    }
+
+    /// What the tree's trash keeps.
+    pub(super) fn trash_keep(&self) -> Keep {
+        super::retain::trash_keep(self.tree.config.keep, self.tree.config.keep_bytes)
     }
 
     fn remedy(&self) -> String {

@@ -1,11 +1,15 @@
 //! What the source keeps of published contents, so that they are there after its users wrote over them: a clone or a
 //! copy of each file under its digest, in `TREE/.syncagent/keep/xx/DIGEST`, on the same file system.
 //!
-//! A thread of its own fills it after each publication, the smallest files first, and never holds a publication up. A
+//! A thread of its own fills it after each publication, the smallest files first, and never holds a publication up: a few
+//! small files at once, before anybody has had the time to write over them, the rest when the mirrors had theirs. A
 //! file is in it only when its content was right when it was taken; one that changed meanwhile is passed over. Without
 //! clones everything counts against `keep-bytes` and against half of what is free; with clones only what the
 //! current generation does not have any more, because a clone costs nothing until its file is overwritten. Nothing here
 //! is synced: a crash may lose some, and what is taken out again is verified.
+//!
+//! `keep-bytes` is one budget for this and the tree's trash: the trash has half of it at most, and what it has is not
+//! taken here.
 
 mod store;
 
@@ -22,14 +26,15 @@ use store::{Used, count, each_kept, place};
 pub(super) use store::{drop_if_damaged, drop_kept, is_kept, open_kept};
 
 use super::{SourceTree, lock};
-use crate::apply::write_all;
-use crate::disk::{Dir, FileKind, remove_tree, stat_fd};
+use crate::apply::{Keep, write_all};
+use crate::disk::{Dir, FileKind, remove_tree, stat_fd, tree_size};
 use crate::error::{Context as _, Error, Result};
 use crate::model::{Digest, GenId, Generation, Node, TreePath};
 use crate::plan::CONTROL_DIR;
 use crate::scan::{Store, hash_fd, read_full, with_buffer};
 
 pub(super) const KEEP: &[u8] = b"keep";
+const TRASH: &[u8] = b"trash";
 /// Files that are taken in one pass; more are taken in the next one. A bound on memory.
 const PASS: usize = 100_000;
 /// What no generation needs is looked for so often at most, and so many times its duration apart.
@@ -37,6 +42,10 @@ const SWEEP: Duration = Duration::from_secs(60);
 const SWEEP_FACTOR: u32 = 20;
 /// After a publication so much time is left to whoever fetches it.
 const AFTER: Duration = Duration::from_millis(50);
+/// What is taken before that: files of so many bytes, so many bytes together, in directories with so many entries together.
+const SMALL: u64 = 256 << 10;
+const AT_ONCE: u64 = 4 << 20;
+const ENTRIES: usize = 4_096;
 /// The tree may not be open yet.
 const LOOK: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(3600);
@@ -54,6 +63,9 @@ pub struct Retention {
     pub bytes: u64,
     /// The bound on bytes (of clones: of those that the current generation has not).
     pub limit: u64,
+    /// Bytes in the tree's trash, which are no part of the bound: both share `keep-bytes`.
+    #[serde(default)]
+    pub trash: u64,
     /// Files of the current generation that are not kept: too much, or changed before they could be.
     pub left_out: u64,
     /// Their bytes.
@@ -72,6 +84,8 @@ pub(super) struct Retain {
     /// Something that was kept is not any more.
     lost: AtomicBool,
     status: Mutex<Retention>,
+    /// The trash is as it was when its size was looked at last.
+    measured: AtomicBool,
 }
 
 impl Retain {
@@ -87,6 +101,12 @@ impl Retain {
         self.wake();
     }
 
+    /// There is more or less in the trash than before.
+    pub(super) fn trash_changed(&self) {
+        self.measured.store(false, Ordering::Release);
+        self.wake();
+    }
+
     pub(super) fn status(&self) -> Retention {
         lock(&self.status).clone()
     }
@@ -98,6 +118,16 @@ impl Retain {
     }
 }
 
+/// What the trash of a source keeps: half of the budget at most, and all of it where nothing else is kept.
+pub(super) fn trash_keep(generations: u64, budget: u64) -> Keep {
+    Keep { generations, bytes: if generations == 0 { budget } else { budget / 2 } }
+}
+
+/// What is left of the budget for published contents: half of it at least.
+fn beside(trash: u64, budget: u64) -> u64 {
+    budget - trash.min(budget / 2)
+}
+
 /// Starts the thread.
 ///
 /// # Errors
@@ -107,6 +137,7 @@ pub(super) fn start(tree: Arc<SourceTree>) -> Result<()> {
     let keeper = Keeper {
         generations: tree.config.keep,
         budget: tree.config.keep_bytes,
+        trash: 0,
         tree,
         considered: HashSet::new(),
         used: None,
@@ -129,7 +160,10 @@ struct Want {
 struct Keeper {
     tree: Arc<SourceTree>,
     generations: u64,
+    /// For this and the trash.
     budget: u64,
+    /// Bytes in the trash.
+    trash: u64,
     /// Directory objects of which everything is kept, or cannot be.
     considered: HashSet<Digest>,
     used: Option<Used>,
@@ -162,6 +196,8 @@ impl Keeper {
                 Ok(false) | Err(_) => LOOK,
             };
             self.tree.retain.wait(rest);
+            // what goes wrong here goes wrong again below, and is told there
+            let _ = self.take_small();
             // the mirrors come first
             std::thread::sleep(AFTER);
         }
@@ -198,6 +234,7 @@ impl Keeper {
         if self.used.is_none() {
             self.used = Some(count(&keep).context(cannot)?);
         }
+        self.measure(&control);
         if Instant::now() >= self.next_sweep && !self.swept_for_head() {
             self.sweep(&keep, &head)?;
         }
@@ -207,7 +244,8 @@ impl Keeper {
         let mut status = lock(&self.tree.retain.status);
         status.generations = self.generations;
         (status.files, status.bytes) = (used.files, used.bytes);
-        status.limit = self.budget;
+        status.limit = beside(self.trash, self.budget);
+        status.trash = self.trash;
         if !self.stopped() {
             status.up_to = Some(head.id);
         }
@@ -219,6 +257,21 @@ impl Keeper {
         Ok(true)
     }
 
+    /// How much the trash leaves; when that is not what it was, something has to go, or has a place now.
+    fn measure(&mut self, control: &Dir) {
+        if self.tree.retain.measured.swap(true, Ordering::Acquire) {
+            return;
+        }
+        // what is not there is empty
+        let trash =
+            control.open_child(TRASH).and_then(|trash| tree_size(&trash)).map_or(0, |(_, bytes)| bytes);
+        if trash != self.trash {
+            self.trash = trash;
+            self.swept = None;
+            self.next_sweep = Instant::now();
+        }
+    }
+
     /// Keeps what the generation has and the store has not. Gives what was left out of what was looked at; `None`
     /// when nothing was new.
     fn take_in(&mut self, root: &Dir, keep: &Dir, head: &Generation) -> Result<Option<(u64, u64)>> {
@@ -227,7 +280,7 @@ impl Keeper {
         }
         loop {
             let mut left_out = (0, 0);
-            let (mut want, visited, cut) = self.missing(keep, head)?;
+            let (mut want, visited, cut) = self.missing(keep, head, usize::MAX)?;
             let wanted = want.len() as u64;
             want.sort();
             for w in want {
@@ -247,8 +300,38 @@ impl Keeper {
         }
     }
 
-    /// The smallest files that are not kept, the directories that were read, and whether there are more.
-    fn missing(&self, keep: &Dir, head: &Generation) -> Result<(Vec<Want>, Vec<Digest>, bool)> {
+    /// Keeps the small files of a small change.
+    fn take_small(&mut self) -> Result<()> {
+        // the first generation is large, and without the trash's size nobody knows the bound
+        if self.used.is_none() || !self.tried || !self.tree.retain.measured.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let Ok(root) = self.tree.root_handle() else { return Ok(()) };
+        let Some(head) = self.head() else { return Ok(()) };
+        let Ok(keep) = root.open_child(CONTROL_DIR).and_then(|control| control.open_child(KEEP)) else {
+            return Ok(());
+        };
+        let (mut want, ..) = self.missing(&keep, &head, ENTRIES)?;
+        want.sort();
+        let mut left = AT_ONCE;
+        for w in want.iter().take_while(|w| w.size <= SMALL) {
+            if w.size > left || self.stopped() {
+                break;
+            }
+            left -= w.size;
+            self.take(&root, &keep, w)?;
+        }
+        Ok(())
+    }
+
+    /// The smallest files that are not kept, the directories that were read, and whether there are more. Ends early when
+    /// the directories have more than so many entries.
+    fn missing(
+        &self,
+        keep: &Dir,
+        head: &Generation,
+        mut entries: usize,
+    ) -> Result<(Vec<Want>, Vec<Digest>, bool)> {
         let mut heap: BinaryHeap<Want> = BinaryHeap::new();
         let mut cut = false;
         let mut asked: HashSet<Digest> = HashSet::new();
@@ -258,7 +341,10 @@ impl Keeper {
             if self.considered.contains(&object) || !visited.insert(object) || self.stopped() {
                 continue;
             }
-            for entry in self.tree.store.object(&object)?.entries {
+            let listed = self.tree.store.object(&object)?.entries;
+            let Some(left) = entries.checked_sub(listed.len()) else { break };
+            entries = left;
+            for entry in listed {
                 match entry.node {
                     Node::Dir { object, .. } => stack.push((object, path.join(&entry.name))),
                     Node::File { size, digest } if size > 0 && !is_kept(keep, &digest, size) => {
@@ -366,7 +452,7 @@ impl Keeper {
     fn fits(&self, keep: &Dir, size: u64) -> bool {
         let used = self.used.unwrap_or_default().bytes;
         let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        used + size <= self.budget && used + size <= half(used, free)
+        used + size <= beside(self.trash, self.budget) && used + size <= half(used, free)
     }
 
     /// Removes what none of the kept generations has, and the oldest ones' contents while it is too much.
@@ -392,7 +478,7 @@ impl Keeper {
         }
         // what clones hold is no longer free, and what was copied when there was space may be in the way now
         let free = rustix::fs::fstatvfs(keep).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-        let live = within(&order, self.budget, free);
+        let live = within(&order, beside(self.trash, self.budget), free);
         let mut used = Used::default();
         let cannot = || "sweep .syncagent/keep".to_owned();
         each_kept(keep, &mut |dir, name, size| {
@@ -458,6 +544,19 @@ fn each_file(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_trash_and_what_is_kept_share_one_budget_and_each_has_half() {
+        for budget in [0, 1, 7, 1000, u64::MAX] {
+            let most = trash_keep(1, budget).bytes;
+            for trash in [0, 1, most / 2, most, budget] {
+                let kept = beside(trash, budget);
+                assert!(kept >= budget / 2, "{trash} of {budget}");
+                assert!(trash > most || trash.checked_add(kept) == Some(budget), "{trash} of {budget}");
+            }
+        }
+        assert_eq!(trash_keep(0, 1000).bytes, 1000);
+    }
 
     #[test]
     fn what_is_kept_yields_when_the_disk_fills() {

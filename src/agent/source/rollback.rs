@@ -1,11 +1,13 @@
 //! `syncagent rollback`: an older generation's content comes back into the tree, and is published as a new generation.
 //!
 //! Order: what is there is scanned → the plan to the old state → every content that it needs is found (in the tree, among
-//! what is kept, in the trash, else by [`seek`](super::seek) at the mirrors) → the guard → staged → journal → renames → published at once. Until the journal nothing
-//! in the tree changes; after it a crash is rolled forward at the next start. What is displaced goes to the
-//! trash, and so does what somebody wrote meanwhile.
+//! what is kept, in the trash, else by [`seek`](super::seek) at the mirrors) → the guard → staged → journal → renames →
+//! published at once. Until the journal nothing in the tree changes; after it a crash is rolled forward at the next start.
+//! When not all of it can be put in place, the tree is held until somebody decides. What is displaced goes to the
+//! trash within `keep`; what was never published, or what somebody wrote meanwhile, as drift, whatever `keep` is.
 
 mod contents;
+mod displaced;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,8 +26,7 @@ use super::publish::Published;
 use super::retain::{KEEP, Retention, drop_kept};
 use super::seek::SOUGHT;
 use crate::apply::{
-    Committed, Control, Dropped, Journal, Keep, StageCounters, Stager, commit, discard_stage, next_number,
-    prune,
+    Committed, Control, Dropped, Journal, StageCounters, Stager, commit, discard_stage, next_number, prune,
 };
 use crate::error::{Class, Error, PathError, Result};
 use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, Root, TreePath};
@@ -84,7 +85,7 @@ pub struct RollbackAnswer {
 
 /// What came of an order.
 pub(super) enum Tried {
-    Done(RollbackAnswer),
+    Done(Box<RollbackAnswer>),
     /// Nothing was done, because these contents are not on this host; and to which generation it shall go.
     Lacks(GenId, Vec<Sought>),
 }
@@ -219,6 +220,7 @@ impl Engine {
             Err(lacks) => return Ok(Tried::Lacks(target.id, lacks)),
         };
         let _ = source.found.set(found);
+        let aside = self.never_published(s, &scanned, &diff)?;
         let approved = self.judged(&target, approve)?;
         let root_attrs = scanned.root.header != target.root.header;
         let mut answer = RollbackAnswer {
@@ -236,7 +238,7 @@ impl Engine {
         };
         if order.dry_run {
             answer.message = format!("would roll {name} back to {}: {}", target.id, counts(&answer));
-            return Ok(Tried::Done(answer));
+            return Ok(Tried::Done(Box::new(answer)));
         }
         let rolling = Rolling {
             to: target.id,
@@ -252,19 +254,21 @@ impl Engine {
         let mut touched = BTreeSet::new();
         if steps > 0 {
             let header = root_attrs.then_some(&target.root.header);
-            let (number, dirs, done) = match self.bring_back(s, &control, &source, &diff, &plan, header) {
-                Ok(brought) => brought,
-                Err(e) => {
-                    if matches!(Journal::pending(&control.dir), Ok(None)) {
-                        self.forget_rollback();
-                        // the index may hold what was staged
-                        (s.full, s.distrust) = (true, true);
-                        discard_stage(&control)?;
+            let (number, dirs, done) =
+                match self.bring_back(s, &control, &source, (&diff, aside), &plan, header) {
+                    Ok(brought) => brought,
+                    Err(e) => {
+                        if matches!(Journal::pending(&control.dir), Ok(None)) {
+                            self.forget_rollback();
+                            // the index may hold what was staged
+                            (s.full, s.distrust) = (true, true);
+                            discard_stage(&control)?;
+                        }
+                        return Err(e);
                     }
-                    return Err(e);
-                }
-            };
+                };
             if !done.errors.is_empty() {
+                self.tree.retain.trash_changed();
                 self.came_partly(target.id, &done.errors)?;
                 self.forget_rollback();
                 s.be_thorough();
@@ -287,22 +291,22 @@ impl Engine {
         let published = self.publish_now(s, &touched, approved)?;
         let head = self.tree.head.borrow().clone();
         let head = head.filter(|h| Some(h.id) > before);
-        let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-        if let Err(e) = prune(&control, keep) {
+        if let Err(e) = prune(&control, self.trash_keep()) {
             tracing::warn!(tree = name, "{e}");
         }
+        self.tree.retain.trash_changed();
         let Some(head) = head else {
             if steps == 0 {
                 answer.message =
                     format!("{name} is as generation {} already; nothing was changed", target.id);
-                return Ok(Tried::Done(answer));
+                return Ok(Tried::Done(Box::new(answer)));
             }
             if matches!(published, Published::Unchanged) {
                 let (to, counts) = (target.id, counts(&answer));
                 answer.message = format!(
                     "{name} is as its newest generation {to} again: {counts}; there is nothing new to publish"
                 );
-                return Ok(Tried::Done(answer));
+                return Ok(Tried::Done(Box::new(answer)));
             }
             // it is published as that with the next look
             let what = format!(
@@ -329,7 +333,7 @@ impl Engine {
             took_ms = begun.elapsed().as_millis() as u64,
             "rolled back"
         );
-        Ok(Tried::Done(answer))
+        Ok(Tried::Done(Box::new(answer)))
     }
 
     /// Writes down how far it is.
@@ -429,7 +433,7 @@ impl Engine {
         s: &Session,
         control: &Control,
         source: &Old<'_>,
-        diff: &Diff<'_, OldTree<'_>, Objects<'_>>,
+        (diff, aside): (&Diff<'_, OldTree<'_>, Objects<'_>>, BTreeSet<TreePath>),
         plan: &Counted,
         header: Option<&crate::model::RootHeader>,
     ) -> Result<(u64, BTreeSet<TreePath>, Committed)> {
@@ -475,7 +479,7 @@ impl Engine {
             }
             Ok(staged)
         });
-        let staged = match staged {
+        let mut staged = match staged {
             Ok(staged) => staged,
             Err(e) => {
                 // the index keeps nothing of what was staged
@@ -487,6 +491,7 @@ impl Engine {
         };
         let touched: BTreeSet<TreePath> = staged.touched().cloned().collect();
         s.index.commit()?;
+        staged.aside = aside;
         self.enter(Phase::Staged)?;
         let done = commit(control, staged, &s.index, seq, self.tree.config.keep > 0)?;
         if !done.drift.is_empty() {

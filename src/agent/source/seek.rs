@@ -438,7 +438,7 @@ impl SourceTree {
         let mut seeking: Option<Seeking<'_>> = None;
         for _ in 0..PLANS {
             let (to, lacks) = match self.try_rollback(order, here.clone())? {
-                Tried::Done(answer) => return Ok(answer),
+                Tried::Done(answer) => return Ok(*answer),
                 Tried::Lacks(to, lacks) => (to, lacks),
             };
             let seeking = match &mut seeking {

@@ -19,7 +19,10 @@ impl SourceTree {
             Order::Job(Box::new(move |open| {
                 let done = match open {
                     Some((engine, s)) => {
-                        s.trash(&tree, &order, &|commit| engine.tree.history.generation_of(commit))
+                        let done =
+                            s.trash(&tree, &order, &|commit| engine.tree.history.generation_of(commit));
+                        engine.tree.retain.trash_changed();
+                        done
                     }
                     None => Err(Error::new(Class::Transient, NOT_OPEN)),
                 };

@@ -108,6 +108,9 @@ pub struct Staged {
     pub renewed: BTreeSet<TreePath>,
     /// Files whose content arrived and was not what its digest says.
     pub mismatched: BTreeSet<TreePath>,
+    /// What lies at these paths now is in no published state: what of it is displaced goes to the trash as drift,
+    /// also when nothing else is kept.
+    pub aside: BTreeSet<TreePath>,
     /// Directories in which names change.
     pub(crate) touched: BTreeSet<TreePath>,
     /// When the last new directory was staged; its files' times are in the index already.
@@ -270,7 +273,18 @@ impl Stager<'_> {
         let skipped = shared.skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mismatched = shared.mismatched.into_inner().unwrap_or_else(PoisonError::into_inner);
         let at = shared.new_dirs.into_inner().then(now);
-        Ok(Staged { journal, errors, skipped, renewed, mismatched, touched, at, synced: self.sync_each })
+        let aside = BTreeSet::new();
+        Ok(Staged {
+            journal,
+            errors,
+            skipped,
+            renewed,
+            mismatched,
+            aside,
+            touched,
+            at,
+            synced: self.sync_each,
+        })
     }
 
     fn walk<N: Side>(

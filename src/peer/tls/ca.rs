@@ -19,8 +19,11 @@ use crate::model::NodeId;
 pub const BACK: i64 = 300;
 /// Seconds.
 pub const DAY: i64 = 86_400;
-/// A common name has at most 64 characters, and ours begins with "syncagent " and ends with " CA".
-const CLUSTER_MAX: usize = 64 - 13;
+/// A CA's common name is the cluster's between these.
+const BEFORE: &str = "syncagent ";
+const AFTER: &str = " CA";
+/// A common name has at most 64 characters.
+const CLUSTER_MAX: usize = 64 - BEFORE.len() - AFTER.len();
 /// The last second of the year 9999, where certificates end.
 const LAST: i64 = 253_402_300_799;
 
@@ -50,13 +53,18 @@ pub fn new_ca(cluster: &str, days: u32) -> Result<Ca> {
         return Err(Error::new(Class::Config, what));
     }
     let mut params = CertificateParams::default();
-    params.distinguished_name = called(&format!("syncagent {cluster} CA"));
+    params.distinguished_name = called(&format!("{BEFORE}{cluster}{AFTER}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![Usage::KeyCertSign, Usage::CrlSign];
     set_validity(&mut params, (-BACK, i64::from(days) * DAY));
     let key = new_key()?;
     let cert = params.self_signed(&key).map_err(|e| failed("make the CA's certificate", &e))?;
     Ok(Ca { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+}
+
+/// The cluster that the CA with this common name was made for.
+pub fn cluster_of(common_name: &str) -> Option<&str> {
+    common_name.strip_prefix(BEFORE)?.strip_suffix(AFTER)
 }
 
 impl Ca {

@@ -118,8 +118,8 @@ async fn an_expectation_that_cannot_be_written_is_an_error_and_not_expected() {
     let refresher = bench.start("[[refresh]]\nexec = [\"/bin/true\"]\n");
     refresher.applied(id(1), paths(&["a"])).unwrap();
     completes(&refresher, id(1)).await;
-    // a directory in the place of the new file
-    std::fs::create_dir(bench.path("state/refresh.json.new")).unwrap();
+    // a directory in the place of the new file, once the task has written down what has just been completed
+    until("a free name", || std::fs::create_dir(bench.path("state/refresh.json.new")).is_ok()).await;
     let error = refresher.expect(id(2)).unwrap_err();
     assert!(error.to_string().contains("refresh.json"), "{error}");
     assert!(!refresher.is_open());

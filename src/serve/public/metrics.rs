@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use crate::disk::wall_ms;
-use crate::model::{NodeStatus, Percentiles, RefreshState, State, Status, TreeStatus};
+use crate::model::{Convergence, NodeStatus, Percentiles, RefreshState, State, Status, TreeStatus};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -228,17 +228,19 @@ pub(super) fn text(status: &Status) -> String {
     out.family(
         name,
         "summary",
-        "From publication until in place, of the generations that came into place within the last hour.",
+        "From publication until in place: quantiles of the last hour, sum and count since the agent's start.",
     );
     for (tree, node) in rows() {
-        let Some(hour) = node.convergence.map(|c| c.hour).filter(|hour| hour.count > 0) else { continue };
+        let Some(Convergence { hour, total, .. }) = node.convergence else { continue };
         let labels = labels(tree, node);
         let [t, n, r] = labels.each_ref().map(|(l, v)| (*l, v.as_str()));
         let Percentiles { p50_ms, p95_ms, p99_ms, max_ms, count } = hour;
-        for (quantile, ms) in [("0.5", p50_ms), ("0.95", p95_ms), ("0.99", p99_ms), ("1", max_ms)] {
+        let quantiles = [("0.5", p50_ms), ("0.95", p95_ms), ("0.99", p99_ms), ("1", max_ms)];
+        for (quantile, ms) in quantiles.into_iter().filter(|_| count > 0) {
             out.sample(name, &[t, n, r, ("quantile", quantile)], ms as f64 / 1000.0);
         }
-        out.sample("syncagent_convergence_seconds_count", &[t, n, r], count as f64);
+        out.sample("syncagent_convergence_seconds_sum", &[t, n, r], total.sum_ms as f64 / 1000.0);
+        out.sample("syncagent_convergence_seconds_count", &[t, n, r], total.count as f64);
     }
     out.0
 }
@@ -315,7 +317,8 @@ mod tests {
             "syncagent_state{tree=\"assets\",node=\"app3.example.com\",role=\"mirror\",state=\"failed\"} 1",
             "syncagent_state{tree=\"assets\",node=\"app3.example.com\",role=\"mirror\",state=\"current\"} 0",
             "syncagent_convergence_seconds{tree=\"assets\",node=\"app2.example.com\",role=\"mirror\",quantile=\"0.5\"} 0.035",
-            "syncagent_convergence_seconds_count{tree=\"assets\",node=\"app2.example.com\",role=\"mirror\"} 12",
+            "syncagent_convergence_seconds_count{tree=\"assets\",node=\"app2.example.com\",role=\"mirror\"} 44",
+            "syncagent_convergence_seconds_sum{tree=\"assets\",node=\"app2.example.com\",role=\"mirror\"} 2.31",
             "syncagent_certificate_expiry_seconds 1036800",
             "syncagent_unpublished_age_seconds{tree=\"assets\"} 252",
             "syncagent_hold_failed{tree=\"assets\"} 1",

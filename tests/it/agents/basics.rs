@@ -300,3 +300,41 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     assert_eq!(status.unwrap().code(), Some(0), "{status:?}");
     assert_eq!(left(&scratch), 0);
 }
+
+#[test]
+fn lines_of_json_for_the_journal_begin_with_their_level_too() {
+    use std::os::unix::fs::MetadataExt as _;
+    let c = Cluster::local();
+    c.source("a", "");
+    c.edit("a", "level = \"debug\"", "level = \"debug\"\nformat = \"json\"");
+    c.scratch.write("a/tree/x", "1");
+    for journal in [true, false] {
+        c.scratch.write("a.log", "");
+        let meta = std::fs::metadata(c.path().join("a.log")).unwrap();
+        let mut command = std::process::Command::new(program());
+        command.env_remove("JOURNAL_STREAM");
+        if journal {
+            // as systemd tells it
+            command.env("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino()));
+        }
+        let a = c.start_by("a", command);
+        until("the log", || a.log_text().contains("\"published\"") || !journal);
+        a.stop();
+        let log = c.scratch.read("a.log");
+        let log = String::from_utf8(log).unwrap();
+        assert!(log.contains("\"started\""), "{log}");
+        for line in log.lines() {
+            let (level, json) = if journal { line.split_at(3) } else { ("", line) };
+            let json: serde_json::Value =
+                serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {line}"));
+            let expected = match json["level"].as_str().unwrap() {
+                _ if !journal => "",
+                "ERROR" => "<3>",
+                "WARN" => "<4>",
+                "INFO" => "<6>",
+                _ => "<7>",
+            };
+            assert_eq!(level, expected, "{line}");
+        }
+    }
+}

@@ -161,6 +161,108 @@ fn what_nobody_published_yet_goes_to_the_trash() {
     assert!(texts.iter().any(|t| t == b"written just now, too"), "{kept:?}");
 }
 
+/// The contents of all files in a source's trash.
+fn trashed(c: &Cluster) -> Vec<Vec<u8>> {
+    let all = walkdir::WalkDir::new(c.tree("a").join(".syncagent/trash")).into_iter().flatten();
+    all.filter_map(|e| std::fs::read(e.path()).ok()).collect()
+}
+
+/// A source that keeps nothing, with a published file that somebody has just overwritten, a new one and a new directory.
+fn unpublished_on_a_source_that_keeps_nothing(c: &Cluster, keys: &str) -> (Agent, String) {
+    c.source(
+        "a",
+        &format!("keep = 0\nsettle = \"20s\"\nsettle-max = \"40s\"\nmax-delete = \"100%\"\n{keys}"),
+    );
+    c.scratch.write("a/tree/f", "published");
+    c.scratch.write("a/tree/dir/g", "published, too");
+    let a = c.start("a");
+    a.wait_for_state("current");
+    std::fs::rename(c.tree("a").join("dir/g"), c.tree("a").join("g")).unwrap();
+    c.scratch.write("a/tree/new", "never published 1");
+    c.scratch.write("a/tree/dir/new", "never published 2");
+    c.scratch.write("a/tree/own/deep/new", "never published 3");
+    let first = id(&a.tree()["head"]);
+    (a, first)
+}
+
+#[test]
+fn what_was_never_published_is_in_the_trash_also_with_keep_0() {
+    let c = Cluster::local();
+    let (a, first) = unpublished_on_a_source_that_keeps_nothing(&c, "");
+    a.order(&["rollback", "t", "--to", &first]).code(0);
+    assert_eq!(c.scratch.read("a/tree/dir/g"), b"published, too");
+    assert!(!c.tree("a").join("new").exists() && !c.tree("a").join("own").exists());
+    let kept = trashed(&c);
+    for n in 1..4 {
+        let text = format!("never published {n}");
+        assert!(kept.iter().any(|t| t == text.as_bytes()), "{text}\n{}", a.log_tail());
+    }
+    let listed = a.order(&["trash", "t", "list", "--json"]).code(0).out;
+    assert_eq!(listed.matches("\"drift\"").count(), 3, "{listed}");
+    // another rollback takes nothing of it away
+    c.scratch.write("a/tree/new", "never published 4");
+    a.order(&["rollback", "t", "--to", &first]).code(0);
+    assert_eq!(trashed(&c).len(), 4, "{:?}", trashed(&c));
+    a.order(&["trash", "t", "restore", "own"]).code(0);
+    assert_eq!(c.scratch.read("a/tree/own/deep/new"), b"never published 3");
+}
+
+#[test]
+fn what_was_never_published_and_is_more_than_the_trash_takes_is_not_displaced() {
+    let c = Cluster::local();
+    let (a, first) = unpublished_on_a_source_that_keeps_nothing(&c, "keep-bytes = \"1KiB\"\n");
+    c.scratch.write("a/tree/new", noise(7, 5_000));
+    let before = snapshot(&c.tree("a"));
+    for dry in [&["--dry-run"][..], &[]] {
+        let ran = a.order(&[&["rollback", "t", "--to", &first], dry].concat()).code(4);
+        assert!(ran.err.contains("never published") && ran.err.contains("own"), "{ran:?}");
+    }
+    assert_same(&snapshot(&c.tree("a")), &before);
+    // what is not in its way is no reason
+    c.scratch.write("a/tree/new", "small");
+    a.order(&["rollback", "t", "--to", &first]).code(0);
+    assert!(trashed(&c).contains(&b"small".to_vec()));
+}
+
+#[test]
+fn killed_during_a_rollback_what_was_never_published_is_in_the_tree_or_in_the_trash() {
+    let c = Cluster::local();
+    let (mut a, first) = unpublished_on_a_source_that_keeps_nothing(&c, "");
+    for round in 0..24u64 {
+        for i in 0..100 {
+            c.scratch.write(format!("a/tree/own/{i}"), format!("{round} {i}"));
+        }
+        let socket = a.socket.to_str().unwrap().to_owned();
+        let mut order = Command::new(program())
+            .args(["rollback", "t", "--to", &first, "--socket", &socket])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let journal = c.tree("a").join(".syncagent/journal");
+        let begun = std::time::Instant::now();
+        while !journal.exists() && begun.elapsed().as_secs() < 3 {
+            std::thread::yield_now();
+        }
+        // each of these kills hits another step
+        std::thread::sleep(std::time::Duration::from_micros(round * 300));
+        a.kill();
+        order.wait().unwrap();
+        a = c.start("a");
+        let answered = || a.order(&["trash", "t", "list", "--json"]).code == 0;
+        assert!(eventually(answered), "{}", a.log_tail());
+        assert!(eventually(|| a.tree()["nodes"][0]["state"] != "starting"), "{}", a.log_tail());
+        let kept = trashed(&c);
+        for i in 0..100 {
+            let text = format!("{round} {i}");
+            let there =
+                std::fs::read(c.tree("a").join(format!("own/{i}"))).is_ok_and(|t| t == text.as_bytes());
+            assert!(there || kept.iter().any(|t| t == text.as_bytes()), "{text} is lost\n{}", a.log_tail());
+        }
+    }
+    assert!(a.log_text().contains("finished what was under way"), "no kill hit a commit");
+}
+
 #[test]
 fn refused_when_content_is_gone_with_its_names_and_the_tree_is_as_it_was() {
     let c = Cluster::local();
@@ -196,10 +298,15 @@ fn damaged_kept_content_is_found_before_anything_changes() {
     damaged[350_000] ^= 1;
     std::fs::write(&kept, damaged).unwrap();
     let before = snapshot(&c.tree("a"));
-    let ran = a.order(&["rollback", "t", "--to", &id(&first)]).code(1);
-    assert!(ran.err.contains("big") && ran.err.contains("damaged"), "{ran:?}");
+    let ran = a.order(&["rollback", "t", "--to", &id(&first), "--dry-run"]).code(4);
+    assert!(ran.err.contains("1 files is gone: big"), "{ran:?}");
     assert_same(&snapshot(&c.tree("a")), &before);
-    assert!(!kept.exists());
+    assert!(!kept.exists() && a.log_text().contains("kept content of big is damaged"), "{}", a.log_tail());
+    // a copy that is right does, wherever it is; and what the tree has is kept again
+    c.scratch.write("a/tree/.syncagent/trash/77/tree/big", noise(99, 700_000));
+    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
+    assert_eq!(c.scratch.read("a/tree/big"), noise(99, 700_000));
+    until("it is kept again", || kept.exists());
 }
 
 #[test]
@@ -225,6 +332,74 @@ fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
             (&2.into(), &1.into(), &200_000.into())
         );
     }
+}
+
+#[test]
+fn a_small_file_is_kept_at_once() {
+    let c = Cluster::local();
+    c.source("a", "keep = 100\n");
+    c.scratch.write("a/tree/x", "1");
+    let a = c.start("a");
+    settled(&a);
+    let changed = |path: &Path| {
+        let meta = std::fs::metadata(path).unwrap();
+        meta.ctime() * 1_000 + meta.ctime_nsec() / 1_000_000
+    };
+    // 50 ms of these are the settle time; on a busy machine a try may be too slow
+    let mut best = i64::MAX;
+    for n in 0..60 {
+        let content = noise(n, 1_500);
+        let digest = blake3::hash(&content).to_hex();
+        let kept = c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str());
+        let before = a.tree()["head"].clone();
+        c.scratch.write("a/tree/x", &content);
+        published(&a, &before);
+        until("the content", || kept.exists());
+        best = best.min(changed(&kept) - changed(&c.tree("a").join("x")));
+        if best < 95 {
+            return;
+        }
+    }
+    panic!("{best} ms after it was written at best");
+}
+
+#[test]
+fn the_trash_and_what_is_kept_share_keep_bytes() {
+    let c = Cluster::local();
+    const BUDGET: u64 = 400 << 10;
+    c.source("a", "keep = 3\nkeep-bytes = \"400KiB\"\n");
+    for i in 0..4 {
+        c.scratch.write(format!("a/tree/f{i}"), noise(i, 45_000));
+    }
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    for i in 0..4 {
+        c.scratch.write(format!("a/tree/f{i}"), noise(10 + i, 45_000));
+    }
+    published(&a, &first);
+    let number = |kept: &Value, field: &str| kept[field].as_u64().unwrap();
+    let both = |what: &str, fits: &dyn Fn(u64, u64) -> bool| {
+        let mut last = Value::Null;
+        let done = eventually(|| {
+            last = retention(&a);
+            let (kept, limit, trash) =
+                (number(&last, "bytes"), number(&last, "limit"), number(&last, "trash"));
+            let within = last["clones"] == true || kept <= limit && kept + trash <= BUDGET;
+            limit + trash == BUDGET && within && fits(kept, trash)
+        });
+        assert!(done, "{what}: {last:#}\n{}", a.log_tail());
+    };
+    both("no trash", &|kept, trash| trash == 0 && kept == 8 * 45_000);
+    // 180,000 bytes are displaced; what is kept makes room for them
+    a.order(&["rollback", "t"]).code(0);
+    both("a rollback", &|kept, trash| trash == 4 * 45_000 && kept > 0);
+    // another one would fill the trash over its half
+    settled(&a);
+    a.order(&["rollback", "t"]).code(0);
+    both("another rollback", &|_, trash| trash <= BUDGET / 2 && trash > 0);
+    a.order(&["trash", "t", "empty", "--yes"]).code(0);
+    both("an empty trash", &|kept, trash| trash == 0 && kept > 0);
 }
 
 #[test]
@@ -281,13 +456,22 @@ fn a_mass_deletion_by_rollback_needs_its_approval() {
 #[test]
 fn a_refused_mass_deletion_is_undone_by_rolling_back_to_what_is_published() {
     let c = Cluster::local();
+    c.source("a", "");
+    // looking at all of these takes a while, and they are no files that a guard counts
+    for i in 0..4_000 {
+        std::fs::create_dir_all(c.tree("a").join(format!("many/{}/{i}", i % 40))).unwrap();
+    }
     let (a, _, second) = two_generations(&c, "");
     let before = c.digest("a");
     for d in ["d0", "d1"] {
         std::fs::remove_dir_all(c.tree("a").join(d)).unwrap();
     }
     a.wait_for_state("refused");
+    assert!(a.tree()["nodes"][0]["error"].is_object());
     let ran = a.order(&["rollback", "t", "--to", &id(&second)]).code(0);
+    // at once: the next look, at everything, takes longer than this question
+    let own = a.tree()["nodes"][0].clone();
+    assert_eq!((&own["error"], &own["plan"]), (&Value::Null, &Value::Null), "{own:#}");
     assert!(ran.out.contains("again"), "{ran:?}");
     assert_eq!(c.digest("a"), before);
     a.wait_for_state("current");
@@ -430,8 +614,12 @@ struct Loop(std::path::PathBuf);
 
 impl Loop {
     fn mount(image: &Path, at: &Path, mkfs: &[&str]) -> Option<Self> {
+        Self::mount_of(image, at, mkfs, 400 << 20)
+    }
+
+    fn mount_of(image: &Path, at: &Path, mkfs: &[&str], bytes: u64) -> Option<Self> {
         let file = std::fs::File::create(image).unwrap();
-        file.set_len(400 << 20).unwrap();
+        file.set_len(bytes).unwrap();
         std::fs::create_dir_all(at).unwrap();
         let made = Command::new(mkfs[0]).args(&mkfs[1..]).arg(image).output().ok()?;
         assert!(made.status.success(), "{made:?}");
@@ -503,4 +691,208 @@ fn a_dry_run_without_events_does_not_publish_what_is_half_written() {
     let ran = a.order(&["wait", "t", "--timeout", "3s"]);
     assert_eq!((ran.code, a.tree()["head"].clone()), (7, second), "{ran:?}");
     assert_eq!(a.tree()["held_count"], 1);
+}
+
+/// What the guard or a dry run refuses changes nothing; nor does it make a file finished that is not.
+#[test]
+fn what_is_not_finished_stays_so_whatever_a_rollback_comes_to() {
+    use std::io::Write as _;
+    let c = Cluster::local();
+    c.source("a", "settle = \"200ms\"\nmax-delete = 0\n");
+    c.scratch.write("a/tree/app.conf", "1");
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    c.scratch.write("a/tree/more", "more");
+    let second = published(&a, &first);
+    let mut open = std::fs::OpenOptions::new().append(true).open(c.tree("a").join("app.conf")).unwrap();
+    open.write_all(b"HALF").unwrap();
+    c.scratch.write("a/tree/app.war", "PK\x03\x04 the first half");
+    until("that both are held back", || a.tree()["held_count"] == 2);
+    for (words, code) in [(&["--dry-run", "--to", &*id(&second)][..], 0), (&["--to", &id(&first)], 4)] {
+        let ran = a.order(&[&["rollback", "t"], words].concat());
+        assert_eq!(ran.code, code, "{ran:?}");
+        // a scan of everything begins and ends after it
+        let ran = a.order(&["wait", "t", "--timeout", "2s"]);
+        assert_eq!((ran.code, a.tree()["head"].clone()), (7, second.clone()), "{ran:?}");
+        assert_eq!(a.tree()["held_count"], 2);
+    }
+    // nor does a restart after it
+    a.kill();
+    let a = c.start("a");
+    until("that they are held back again", || a.tree()["held_count"] == 2);
+    assert_eq!(a.tree()["head"], second);
+    drop(open);
+    c.scratch.write("a/tree/app.war", "no archive, but whole");
+    until("a publication", || a.tree()["head"] != second && a.tree()["held_count"] == 0);
+}
+
+/// A file that cannot be replaced.
+struct Immutable(std::path::PathBuf);
+
+impl Immutable {
+    fn new(path: &Path) -> Option<Self> {
+        let done = Command::new("chattr").arg("+i").arg(path).output().ok()?;
+        done.status.success().then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let _ = Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn what_comes_only_partly_into_place_is_held_and_never_published_as_it_is() {
+    if !needs_root("what_comes_only_partly_into_place_is_held_and_never_published_as_it_is") {
+        return;
+    }
+    let c = Cluster::local();
+    c.source("a", "keep = 5\n");
+    c.mirror("b", "a", "");
+    let write = |round: u64, files: u64| {
+        for i in 0..files {
+            c.scratch.write(format!("a/tree/f{i}"), format!("{round} {i}"));
+        }
+    };
+    write(1, 6);
+    let (a, b) = (c.start("a"), c.start("b"));
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    write(2, 3);
+    let second = published(&a, &first);
+    c.assert_converges(&a, &b, ("a", "b"));
+    let Some(fixed) = Immutable::new(&c.tree("a").join("f1")) else {
+        eprintln!("skipped: no immutable files here");
+        return;
+    };
+    let new = c.digest("b");
+    let ran = a.order(&["rollback", "t"]).code(1);
+    for part in ["f1: ", "only partly into place", "--release", "held"] {
+        assert!(ran.err.contains(part), "{part}: {ran:?}");
+    }
+    let held = |a: &Agent| a.own()["state"] == "held" && a.tree()["head"] == second && c.digest("b") == new;
+    assert!(held(&a), "{:#}", a.own());
+    assert!(a.own()["error"]["what"].as_str().unwrap().contains("f1: "), "{:#}", a.own());
+    // a change of the tree, a scan of everything and a restart publish it neither
+    c.scratch.write("a/tree/other", "other");
+    a.order(&["wait", "t", "--timeout", "1s"]).code(7);
+    assert!(held(&a));
+    a.kill();
+    let a = c.start("a");
+    until("the tree is looked at", || a.own()["state"] == "held");
+    assert!(!eventually_for(&a, &second), "{:#}", a.own());
+    // as long as the cause is there it fails again
+    a.order(&["rollback", "t", "--to", &id(&first)]).code(1);
+    assert!(held(&a));
+    drop(fixed);
+    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
+    for i in 0..6 {
+        assert_eq!(c.scratch.read(format!("a/tree/f{i}")), format!("1 {i}").as_bytes());
+    }
+    assert!(!c.tree("a").join("other").exists());
+    c.assert_converges(&a, &b, ("a", "b"));
+    assert!(a.order(&["history", "t"]).code(0).out.lines().next().unwrap().contains("rollback to"));
+}
+
+/// Whether something newer than `head` is published within a second.
+fn eventually_for(a: &Agent, head: &Value) -> bool {
+    super::cluster::within(std::time::Duration::from_secs(1), || a.tree()["head"] != *head)
+}
+
+#[test]
+fn released_after_a_rollback_that_came_partly_into_place_the_tree_is_published_as_it_is() {
+    if !needs_root("released_after_a_rollback_that_came_partly_into_place_the_tree_is_published_as_it_is") {
+        return;
+    }
+    let c = Cluster::local();
+    let (a, _, second) = two_generations(&c, "");
+    let Some(_fixed) = Immutable::new(&c.tree("a").join("big")) else { return };
+    a.order(&["rollback", "t"]).code(1);
+    a.order(&["hold", "t", "--release"]).code(0);
+    let head = published(&a, &second);
+    assert_eq!(c.scratch.read("a/tree/d0/f0"), noise(0, 1_000));
+    assert_ne!(head, second);
+}
+
+#[test]
+fn a_rollback_waits_for_a_hold_that_is_being_published() {
+    use std::io::Write as _;
+    let c = Cluster::local();
+    c.source("a", "settle-max = \"60s\"\n");
+    c.scratch.write("a/tree/lib", "1");
+    c.scratch.write("a/tree/app", "1");
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    c.scratch.write("a/tree/lib", "2");
+    published(&a, &first);
+    // the job has ended, and a file that it wrote is still open for writing
+    let mut open = std::fs::OpenOptions::new().append(true).open(c.tree("a").join("app")).unwrap();
+    let job = format!("echo release > {}/lib", c.tree("a").display());
+    let socket = a.socket.to_str().unwrap().to_owned();
+    let mut hold = Command::new(program())
+        .args(["hold", "--socket", &socket, "t", "--", "sh", "-c", &job])
+        .spawn()
+        .unwrap();
+    open.write_all(b"x").unwrap();
+    until("it is being published", || {
+        a.tree()["hold"].is_object() && a.own()["state"] != "held" && a.tree()["held_count"] == 1
+    });
+    let ran = a.order(&["rollback", "t", "--to", &id(&first)]).code(4);
+    assert!(ran.err.contains("is being published"), "{ran:?}");
+    drop(open);
+    assert!(hold.wait().unwrap().success());
+    assert_eq!(c.scratch.read("a/tree/lib"), b"release\n");
+}
+
+/// The last of the disk goes into what is staged, and the journal finds no space.
+#[test]
+fn when_the_journal_cannot_be_written_nothing_staged_is_left() {
+    if !needs_root("when_the_journal_cannot_be_written_nothing_staged_is_left") {
+        return;
+    }
+    let c = Cluster::local();
+    c.source("a", "");
+    let image = c.path().join("image");
+    let mkfs = ["mkfs.ext4", "-q", "-b", "1024", "-O", "^has_journal", "-m", "0", "-N", "4000"];
+    let Some(_mount) = Loop::mount_of(&image, &c.tree("a"), &mkfs, 16 << 20) else { return };
+    let long = |i: u64| format!("a/tree/d/{i:0>240}");
+    for i in 0..300 {
+        c.scratch.write(long(i), "x");
+    }
+    let a = c.start("a");
+    settled(&a);
+    let first = a.tree()["head"].clone();
+    std::fs::remove_dir_all(c.tree("a").join("d")).unwrap();
+    c.scratch.write("a/tree/d/one", "one");
+    let ran = a.order(&["wait", "t", "--timeout", "3s"]);
+    if ran.code == 7 {
+        let plan = a.own()["plan"]["id"].as_str().unwrap().to_owned();
+        a.order(&["approve", "t", &plan]).code(0);
+    }
+    let second = published(&a, &first);
+    let free = || rustix::fs::statvfs(c.tree("a")).map(|s| s.f_bavail * s.f_frsize).unwrap();
+    let mut seen = false;
+    // somewhere between too little for what is staged and enough for all
+    for left in (100..500).step_by(25) {
+        c.scratch.write("a/tree/.syncagent/filler", "");
+        let filler =
+            std::fs::OpenOptions::new().write(true).open(c.tree("a").join(".syncagent/filler")).unwrap();
+        let bytes = free().saturating_sub(left * 1024);
+        rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, bytes.max(1)).unwrap();
+        let before = free();
+        let ran = a.order(&["rollback", "t", "--to", &id(&first)]);
+        if ran.code == 0 {
+            break;
+        }
+        seen |= ran.err.contains("journal");
+        assert!(!c.tree("a").join(".syncagent/stage").exists(), "{ran:?}");
+        assert!(!c.tree("a").join(".syncagent/journal").exists(), "{ran:?}");
+        assert!(free() + 16_384 >= before, "{} of {before} are free: {ran:?}", free());
+        assert_eq!(a.tree()["head"], second);
+        assert_eq!(std::fs::read_dir(c.tree("a").join("d")).unwrap().count(), 1);
+    }
+    assert!(seen, "no attempt ended at the journal");
 }

@@ -80,12 +80,49 @@ fn emptying_says_how_much_and_frees_only_what_is_old_enough() {
     assert!(list(b.order(&["trash", "t", "list", "--json"])).is_empty());
 }
 
+/// What the trash of an agent's tree has at a path: kind and generation.
+fn kinds(agent: &super::cluster::Agent, path: &str) -> Vec<String> {
+    let entries = list(agent.order(&["trash", "t", "list", "--json"]));
+    let of_path = entries.iter().filter(|e| e["path"] == path);
+    of_path.map(|e| e["kind"].as_str().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn drift_is_listed_as_such_and_comes_back_elsewhere() {
     let (c, a, b) = displaced();
     c.scratch.write("b/tree/f2", "edited on the mirror");
-    until("the repair", || c.scratch.read("b/tree/f2") == b"first 2");
+    c.scratch.write("b/tree/own/deep/file", "made on the mirror");
+    until("the repair", || c.scratch.read("b/tree/f2") == b"first 2" && !c.tree("b").join("own").exists());
     c.assert_converges(&a, &b, ("a", "b"));
+    assert_eq!(kinds(&b, "f2"), ["drift"]);
+    assert_eq!(kinds(&b, "own/deep/file"), ["drift"]);
+    assert_eq!(kinds(&b, "f1"), ["tree"], "what a generation replaced");
+    let to = c.path().join("back");
+    b.order(&["trash", "t", "restore", "f2", "own", "--to", to.to_str().unwrap()]).code(0);
+    assert_eq!(c.scratch.read("back/f2"), b"edited on the mirror");
+    assert_eq!(c.scratch.read("back/own/deep/file"), b"made on the mirror");
+}
+
+#[test]
+fn an_edit_on_a_mirror_is_drift_also_when_a_generation_replaces_it_and_outlives_keep() {
+    let c = Cluster::local();
+    c.source("a", "max-delete = \"100%\"\n");
+    for i in 0..8 {
+        c.scratch.write(format!("a/tree/f{i}"), format!("first {i}"));
+    }
+    c.mirror("b", "a", "keep = 0\ndrift = \"report\"\n");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    c.scratch.write("b/tree/f2", "edited on the mirror");
+    until("the drift", || b.tree()["nodes"][0]["drift"] == 1);
+    c.scratch.write("a/tree/f1", "second");
+    c.assert_converges(&a, &b, ("a", "b"));
+    for n in 3..6 {
+        c.scratch.write("a/tree/f1", format!("version {n}"));
+        c.assert_converges(&a, &b, ("a", "b"));
+    }
+    assert_eq!(kinds(&b, "f2"), ["drift"]);
+    assert_eq!(kinds(&b, "f1"), [""; 0], "keep = 0 keeps nothing of what was published");
     let to = c.path().join("back");
     b.order(&["trash", "t", "restore", "f2", "--to", to.to_str().unwrap()]).code(0);
     assert_eq!(c.scratch.read("back/f2"), b"edited on the mirror");

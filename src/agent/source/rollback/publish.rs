@@ -41,6 +41,13 @@ impl Engine {
             shared.state = State::Current;
             shared.plan = None;
             shared.unpublished_since = None;
+            match scanned.errors.first() {
+                // a part says nothing of what cannot be read elsewhere
+                None if s.unreadable => {}
+                // what was refused before is not there any more
+                None => shared.trouble.clear(),
+                Some(e) => drop(shared.trouble.set(format!("{}: {}", e.path, e.error))),
+            }
         }
         // new directories are watched, and what was missed is found
         s.be_thorough();

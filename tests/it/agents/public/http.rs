@@ -159,9 +159,18 @@ fn prometheus_takes_the_metrics_and_the_alert_rules() {
     let (at_a, at_b) = (open(&c, "a"), open(&c, "b"));
     let (a, b) = (c.start("a"), c.start("b"));
     c.assert_converges(&a, &b, ("a", "b"));
-    until("the convergence on the source", || {
-        at_a.get("/metrics").body.contains("syncagent_convergence_seconds_count{tree=\"t\",node=\"b\"")
-    });
+    // a sum and a count that only grow, as in every summary
+    let grown = |suffix: &str| {
+        let name =
+            format!("syncagent_convergence_seconds_{suffix}{{tree=\"t\",node=\"b\",role=\"mirror\"}} ");
+        let body = at_a.get("/metrics").body;
+        body.lines().find_map(|l| l.strip_prefix(&name)).map_or(0.0, |value| value.parse::<f64>().unwrap())
+    };
+    until("the convergence on the source", || grown("count") >= 1.0);
+    let before = (grown("count"), grown("sum"));
+    c.scratch.write("a/tree/x", "2");
+    c.assert_converges(&a, &b, ("a", "b"));
+    until("the next one", || grown("count") > before.0 && grown("sum") > before.1);
     for port in [at_a, at_b] {
         let answer = port.get("/metrics");
         assert!(answer.head.contains("content-type: text/plain; version=0.0.4"), "{}", answer.head);
