@@ -723,7 +723,7 @@ fn what_is_not_finished_stays_so_whatever_a_rollback_comes_to() {
     until("that they are held back again", || a.tree()["held_count"] == 2);
     assert_eq!(a.tree()["head"], second);
     drop(open);
-    c.scratch.write("a/tree/app.war", "no archive, but whole");
+    std::fs::remove_file(c.tree("a").join("app.war")).unwrap();
     until("a publication", || a.tree()["head"] != second && a.tree()["held_count"] == 0);
 }
 
