@@ -1,6 +1,7 @@
 //! What the supervisor and the local socket see of a tree, whichever role this node has in it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -93,11 +94,11 @@ pub trait Role: Send + Sync {
         Err(Error::new(Class::Transient, NOT_OPEN))
     }
 
-    /// Publishes an older generation's content again.
+    /// Publishes an older generation's content again. Nothing is begun any more once `gone` is set: whoever ordered it left.
     ///
     /// # Errors
     /// This node is not the source, the content is gone, a guard refused, or it failed.
-    fn rollback(&self, _order: RollbackOrder) -> Result<RollbackAnswer> {
+    fn rollback(&self, _order: RollbackOrder, _gone: &AtomicBool) -> Result<RollbackAnswer> {
         let what = "this node is not the tree's source (or the tree could not be started); a rollback belongs on its source";
         Err(Error::new(Class::Config, what))
     }

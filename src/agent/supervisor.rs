@@ -8,7 +8,7 @@ pub use wait::{Scope, Wait, Waited};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -299,8 +299,8 @@ impl Agent {
     ///
     /// # Errors
     /// There is no such tree, or what [`Role::rollback`] says.
-    pub fn rollback(&self, tree: &str, order: RollbackOrder) -> Result<RollbackAnswer> {
-        self.role(tree)?.rollback(order)
+    pub fn rollback(&self, tree: &str, order: RollbackOrder, gone: &AtomicBool) -> Result<RollbackAnswer> {
+        self.role(tree)?.rollback(order, gone)
     }
 
     /// Begins a new epoch at a source. Blocking.

@@ -372,7 +372,7 @@ impl Displaced {
 
 /// Looks for contents in the trash: digest → size and the path that it had. What is found is verified, taken out of
 /// `wanted` and handed to `found`. First at those paths, which costs little; then everywhere, reading what has a right size.
-/// Ends early when `found` says false.
+/// Ends early when `found` says false; `looked` is called for each file that is looked at.
 ///
 /// # Errors
 /// The operating system's, of the trash itself.
@@ -380,6 +380,7 @@ pub(crate) fn seek_trashed(
     control: &Dir,
     wanted: &mut HashMap<Digest, (u64, TreePath)>,
     cancel: &AtomicBool,
+    looked: &mut dyn FnMut(),
     found: &mut dyn FnMut(Digest, Displaced) -> bool,
 ) -> Result<()> {
     let Some(trash) = open_trash(control)? else { return Ok(()) };
@@ -388,6 +389,10 @@ pub(crate) fn seek_trashed(
         commits.iter().flat_map(|n| PARTS.iter().map(|part| (*n, *part))).collect();
     let known: Vec<(Digest, u64, TreePath)> = wanted.iter().map(|(d, (n, p))| (*d, *n, p.clone())).collect();
     for (digest, size, path) in known {
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        looked();
         let here = places.iter().find(|(commit, part)| {
             let fd = open_trashed(&trash, *commit, *part, &path);
             fd.is_ok_and(|fd| content_of(&fd, size, cancel) == Some(digest))
@@ -407,6 +412,7 @@ pub(crate) fn seek_trashed(
         if cancel.load(Ordering::Relaxed) {
             return false;
         }
+        looked();
         if t.link || !sizes.contains_key(&t.size) {
             return true;
         }

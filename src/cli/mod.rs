@@ -78,7 +78,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
         Command::Approve(args) => admin::approve(args),
         Command::History(args) => history::run(args),
-        Command::Rollback(args) => rollback::run(args),
+        Command::Rollback(args) => rollback::run(args, &cancel),
         Command::Trash(args) => trash::run(args),
         Command::Source(SourceCommand::Reset(args)) => admin::reset(args),
         Command::Wait(args) => wait::run(args, &cancel),

@@ -18,7 +18,7 @@
 //! | `POST /sync/1/TREE/contents` | postcard `Vec<WantDir>`, at most 4,096 files and 4 MiB | contents |
 //! | `POST /sync/1/TREE/report` | JSON [`Report`](crate::model::Report), at most 64 KiB | 204 |
 //! | `POST /sync/1/TREE/suspect` | postcard `Vec<Vec<u8>>`, at most 1,000 paths | 204 |
-//! | `GET /sync/1/TREE/sought?round=ROUND` | | postcard `Vec<Sought>`, at most 1,024; 204 when the round is over |
+//! | `GET /sync/1/TREE/sought?round=ROUND&from=PLACE` | | postcard `Vec<Sought>`, at most 1,024; 204 when the round is over |
 //! | `POST /sync/1/TREE/found?round=ROUND&done=BOOL` | postcard `Vec<u32>`, at most 1,024 | postcard `Vec<u32>`; 204 when the round is over |
 //! | `POST /sync/1/TREE/piece?round=ROUND&index=INDEX&from=OFFSET` | at most 1 MiB | 204 |
 //!
@@ -28,8 +28,9 @@
 //! round of seeking it dealt with last (`sought`, 0 for none) is answered at once, too, while there is another one.
 //!
 //! **sought**, **found**, **piece**: a rollback needs contents that the source has no more, and its mirrors may have in
-//! their trash. `Sought { digest: [u8; 32], size: u64, path: Vec<u8> }`. A mirror says which of them it has found, by their
-//! places in the list, in as many portions as it likes; `done` in the last one. The answer to each says which it shall
+//! their trash. `Sought { digest: [u8; 32], size: u64, path: Vec<u8> }`; the list comes in parts, an empty one ends it. A
+//! mirror says which of them it has found, by their places in the list, in as many portions as it likes, `done` from the
+//! last one on, and comes back every second until the round is over. The answer to each says which it shall
 //! send now: piece by piece from 0 on, the last piece ending at `size`; an empty piece says that it cannot after all. The
 //! source takes nothing but what it seeks, from the mirror that it asked, and checks each whole content's digest.
 //!

@@ -35,10 +35,9 @@ pub(super) const OBJECTS_BODY: usize = MAX_DIGESTS * 32 + 2;
 pub(super) const CONTENTS_BODY: usize = 4 << 20;
 pub(super) const SUSPECT_BODY: usize = 4 << 20;
 pub(super) const REPORT_BODY: usize = 64 * 1024;
-/// The most contents that are sought in one round.
+/// The most contents in one part of the list of what is sought, and in one answer to it.
 pub const MAX_SOUGHT: usize = 1024;
-/// A path has up to 4 KiB.
-pub(super) const SOUGHT_BODY: usize = MAX_SOUGHT * (4096 + 64);
+pub(super) const SOUGHT_BODY: usize = 8 << 20;
 /// An index needs at most five bytes.
 pub(super) const FOUND_BODY: usize = MAX_SOUGHT * 5 + 2;
 /// The largest piece of a sought content.

@@ -62,6 +62,14 @@ impl Filter {
         Digest::of(self.lines.join("\n").as_bytes())
     }
 
+    /// Whether a file at `path` is left out, by itself or with a directory above it.
+    pub fn excludes_path(&self, path: &TreePath) -> bool {
+        path.ancestors().filter(|at| !at.is_root()).any(|at| {
+            let parent = at.parent().unwrap_or_default();
+            self.excludes(&parent, at.split().1, at != *path)
+        })
+    }
+
     /// Whether `path` is left out. Its parents are taken to be in the tree.
     pub fn excludes(&self, dir: &TreePath, name: &[u8], is_dir: bool) -> bool {
         if name == CONTROL_DIR {

@@ -1,6 +1,7 @@
 //! Asking an agent on this host.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,8 @@ use crate::model::escaped;
 
 /// Above what any order may take.
 const TIMEOUT: Duration = Duration::from_secs(150);
+/// Whether somebody gave up is looked at so often.
+const TICK: Duration = Duration::from_millis(50);
 /// A status with thousands of nodes has some megabytes.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -39,14 +42,37 @@ pub fn tell(socket: &Path, path: &str, body: &impl serde::Serialize) -> Result<B
 /// # Errors
 /// As [`ask`].
 pub fn ask_with(socket: &Path, method: &Method, path: &str, body: Bytes, limit: Duration) -> Result<Bytes> {
+    ask_until(socket, method, path, body, limit, &AtomicBool::new(false))
+}
+
+/// As [`ask_with`], until `cancel` is set.
+///
+/// # Errors
+/// As [`ask`]; [`Class::Interrupted`].
+pub fn ask_until(
+    socket: &Path,
+    method: &Method,
+    path: &str,
+    body: Bytes,
+    limit: Duration,
+    cancel: &AtomicBool,
+) -> Result<Bytes> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context(|| "start".into())?;
     let late = || {
         let what = format!("the agent on {} does not answer", escaped(socket));
         Error::new(Class::Transient, what)
     };
+    let cancelled = async {
+        while !cancel.load(Ordering::Relaxed) {
+            tokio::time::sleep(TICK).await;
+        }
+    };
     runtime.block_on(async {
-        tokio::time::timeout(limit, send(socket, method, path, body)).await.map_err(|_| late())?
+        tokio::select! {
+            () = cancelled => Err(Error::new(Class::Interrupted, "interrupted")),
+            answer = tokio::time::timeout(limit, send(socket, method, path, body)) => answer.map_err(|_| late())?,
+        }
     })
 }
 

@@ -2,6 +2,7 @@
 //! `/1/resume`, `/1/drain`, `/1/undrain`, `/1/hold`, `/1/wait`, `/1/refresh`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
@@ -179,7 +180,20 @@ async fn rollback(
     Query(of): Query<Reset>,
     Json(order): Json<RollbackOrder>,
 ) -> Response {
-    answer_with(move || agent.rollback(&of.tree, order)).await
+    let gone = Arc::new(AtomicBool::new(false));
+    let asker = Asker(gone.clone());
+    let answer = answer_with(move || agent.rollback(&of.tree, order, &gone)).await;
+    drop(asker);
+    answer
+}
+
+/// Goes with the connection that an order came by.
+struct Asker(Arc<AtomicBool>);
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// `GET /1/history`.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::task::AbortOnDropHandle;
+
 use super::{MirrorTree, seek};
 use crate::disk::boot_ms;
 use crate::error::{Class, Error};
@@ -99,7 +101,9 @@ async fn poll(tree: &Arc<MirrorTree>) -> Result<(), Error> {
     let round = Some(head.seeks).filter(|round| *round != 0 && *round != shared.sought);
     if let Some(round) = round {
         shared.sought = round;
-        tokio::spawn(seek::help(tree.clone(), round));
+        // whatever was sought before is not any more
+        let help = AbortOnDropHandle::new(tokio::spawn(seek::help(tree.clone(), round)));
+        shared.helps = Some(help);
     }
     let is_new = shared.newest.as_ref().is_none_or(|g| g.id < head.generation.id);
     drop(shared);

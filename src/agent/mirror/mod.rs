@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::health::Limits;
 use super::history::{History as Happened, HistoryEntry, RECENT, Ring};
@@ -135,8 +136,9 @@ struct Shared {
     /// Convergence times not reported yet.
     converged: Vec<(GenId, u64)>,
     connected: bool,
-    /// The last round of seeking that was dealt with.
+    /// The last round of seeking that was dealt with, and who does.
     sought: u64,
+    helps: Option<AbortOnDropHandle<()>>,
     /// Files whose content arrived and was not what its digest says; the source is told.
     suspects: Vec<TreePath>,
     /// When the run under way began to fetch, boot time.
@@ -231,6 +233,7 @@ impl MirrorTree {
                 converged: Vec::new(),
                 connected: false,
                 sought: 0,
+                helps: None,
                 suspects: Vec::new(),
                 fetching_since: None,
                 patience: FIRST_PATIENCE,

@@ -2,7 +2,8 @@
 //! contents from the peer.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::{Seek as _, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 
 use super::MirrorTree;
@@ -10,7 +11,7 @@ use super::engine::Session;
 use crate::apply::seek_trashed;
 use crate::disk::Dir;
 use crate::error::{Error, Result};
-use crate::model::{Content, Digest, Entry, Kind, Node, Object, Root, Source, Wanted};
+use crate::model::{Content, Digest, Entry, Kind, Node, Object, Root, Source, TreePath, Wanted};
 use crate::peer::{Client, Fetched, Want};
 use crate::scan::Store;
 
@@ -35,14 +36,16 @@ impl<'a> Remote<'a> {
         Self { trash: Some(&s.control.dir), ..Self::of(tree, s, root) }
     }
 
-    /// The content in this node's trash.
-    fn displaced(&self, want: &Want<'_>) -> Option<OwnedFd> {
-        let control = self.trash?;
-        let mut wanted = HashMap::from([(*want.digest, (want.size, want.dir.join(want.name)))]);
-        let mut found = None;
-        let sought = seek_trashed(control, &mut wanted, self.cancel, &mut |_, displaced| {
-            found = displaced.open(control).ok();
-            false
+    /// What lies of these in this node's trash, by digest.
+    fn displaced(&self, gone: &[usize], want: &[Want<'_>]) -> HashMap<Digest, OwnedFd> {
+        let (Some(control), false) = (self.trash, gone.is_empty()) else { return HashMap::new() };
+        let wanted = gone.iter().filter_map(|i| want.get(*i));
+        let mut wanted: HashMap<Digest, (u64, TreePath)> =
+            wanted.map(|want| (*want.digest, (want.size, want.dir.join(want.name)))).collect();
+        let mut found = HashMap::new();
+        let sought = seek_trashed(control, &mut wanted, self.cancel, &mut || (), &mut |digest, displaced| {
+            found.extend(displaced.open(control).ok().map(|fd| (digest, fd)));
+            true
         });
         if let Err(e) = sought {
             tracing::debug!("looking into the trash: {e}");
@@ -75,17 +78,34 @@ impl Source for Remote<'_> {
                 _ => None,
             })
             .collect();
+        // looked for here when the answer was read: its connection does not wait for that
+        let mut gone = Vec::new();
         self.client.contents(&want, self.cancel, &mut |i, fetched| match fetched {
             Fetched::Stream(stream) => take(i, Ok(Content::Stream(stream))),
-            Fetched::Gone => match want.get(i).and_then(|want| self.displaced(want)) {
-                Some(fd) => take(i, Ok(Content::File(fd.as_fd()))),
-                None => take(i, Ok(Content::Vanished)),
-            },
+            Fetched::Gone if self.trash.is_some() => {
+                gone.push(i);
+                Ok(())
+            }
+            Fetched::Gone => take(i, Ok(Content::Vanished)),
             Fetched::Unreadable(why) => take(
                 i,
                 Err(Error::new(crate::error::Class::Permanent, format!("the source cannot read it: {why}"))),
             ),
-        })
+        })?;
+        let here = self.displaced(&gone, &want);
+        for i in gone {
+            let file = want.get(i).and_then(|want| here.get(want.digest).map(|fd| (want, fd)));
+            let opened = file.and_then(|(want, fd)| {
+                let mut file = std::fs::File::from(fd.try_clone().ok()?);
+                file.seek(SeekFrom::Start(want.from)).ok().map(|_| file)
+            });
+            match opened {
+                // read as what comes from a peer: what is not what it should be is refused
+                Some(mut file) => take(i, Ok(Content::Stream(&mut file)))?,
+                None => take(i, Ok(Content::Vanished))?,
+            }
+        }
+        Ok(())
     }
 }
 

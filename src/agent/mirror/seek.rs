@@ -1,29 +1,34 @@
 //! The source's rollback needs contents that it has no more: those that lie here in the trash, or still at their place in
 //! the tree, are sent to it. Whoever asks knows a content's digest and size, so nobody learns what he does not know.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::MirrorTree;
 use crate::apply::{Displaced, content_of, seek_trashed};
 use crate::disk::Dir;
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Digest, TreePath};
-use crate::peer::{PIECE, Sought};
-use crate::plan::CONTROL_DIR;
+use crate::peer::{MAX_SOUGHT, PIECE, Sought};
+use crate::plan::{CONTROL_DIR, Filter};
 use crate::scan::read_full;
 
-/// The source hears at least so often that somebody still looks.
-const SAY: Duration = Duration::from_secs(2);
+/// The source hears at least so often that somebody is here.
+const SAY: Duration = Duration::from_secs(1);
+/// A search in which nothing moves for so long hangs: then it is not said any more that somebody looks.
+const STUCK: Duration = Duration::from_secs(60);
+/// A source that cannot be asked is asked again for so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Where a content is.
 #[derive(Clone, Debug)]
@@ -32,57 +37,103 @@ enum Place {
     Trash(Displaced),
 }
 
-/// Ends the search when nobody waits for it any more.
-struct Cancel(Arc<AtomicBool>);
+/// What a search is at; it ends when nobody waits for it any more.
+#[derive(Default)]
+struct Search {
+    cancel: AtomicBool,
+    /// Files that were looked at.
+    looked: AtomicU64,
+}
 
-impl Drop for Cancel {
+struct Ends(Arc<Search>);
+
+impl Drop for Ends {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.cancel.store(true, Ordering::Relaxed);
     }
 }
 
-/// Looks for what the source seeks, and sends what it is asked for.
+/// Looks for what the source seeks, and sends what it is asked for, until the round is over.
 pub(super) async fn help(tree: Arc<MirrorTree>, round: u64) {
+    let mut sent = 0;
     let done = tokio::select! {
         () = tree.cancel.cancelled() => return,
-        done = try_help(&tree, round) => done,
+        done = try_help(&tree, round, &mut sent) => done,
     };
-    match done {
-        Ok(0) => {}
-        Ok(sent) => tracing::info!(tree = tree.name(), "sent {sent} contents to the source, for a rollback"),
-        Err(e) => tracing::warn!(tree = tree.name(), "cannot help the source's rollback: {e}"),
+    if sent > 0 {
+        tracing::info!(tree = tree.name(), "sent {sent} contents to the source, for a rollback");
+    }
+    if let Err(e) = done {
+        tracing::warn!(tree = tree.name(), "cannot help the source's rollback: {e}");
     }
 }
 
-async fn try_help(tree: &Arc<MirrorTree>, round: u64) -> Result<u64> {
-    let Some(sought) = tree.client.sought(round).await? else { return Ok(0) };
-    let sought = Arc::new(sought);
-    let cancel = Cancel(Arc::default());
-    let (say, mut hear) = channel(64);
-    let (path, of, stop) = (tree.config.path.clone(), sought.clone(), cancel.0.clone());
-    let search = spawn_blocking(move || search(&path, &of, &stop, &say));
-    let mut places: HashMap<u32, Place> = HashMap::new();
-    let mut sent = 0;
+async fn try_help(tree: &Arc<MirrorTree>, round: u64, sent: &mut u64) -> Result<()> {
+    let mut sought = Vec::new();
     loop {
-        let (found, done) = gather(&mut hear).await;
-        let indexes: Vec<u32> = found.iter().map(|(index, _)| *index).collect();
-        places.extend(found);
-        // an error counts as nothing found; what was found before it is of use all the same
-        let Some(asked) = tree.client.found(round, &indexes, done).await? else { break };
-        for index in asked {
-            let Some((place, sought)) = places.get(&index).zip(sought.get(index as usize)) else {
-                return Err(Error::integrity("the source asks for something that was not offered"));
-            };
-            sent += u64::from(send(tree, round, index, place, sought).await?);
-        }
-        if done {
+        let Some(page) = asked_again(|| tree.client.sought(round, sought.len())).await? else {
+            return Ok(());
+        };
+        if page.is_empty() {
             break;
         }
+        sought.extend(page);
     }
-    drop((hear, cancel));
+    let sought = Arc::new(sought);
+    let filter = tree.config.filter()?;
+    let ends = Ends(Arc::default());
+    let (say, mut hear) = channel(MAX_SOUGHT);
+    let (path, of, state) = (tree.config.path.clone(), sought.clone(), ends.0.clone());
+    // an error counts as nothing found; what was found before it is of use all the same
+    let search = spawn_blocking(move || search(&path, &filter, &of, &state, &say));
+    let mut places: BTreeMap<u32, Place> = BTreeMap::new();
+    let mut moved = (0, Instant::now());
+    let mut done = false;
+    loop {
+        let (found, all) = if done { (Vec::new(), true) } else { gather(&mut hear).await };
+        let looked = ends.0.looked.load(Ordering::Relaxed);
+        if all || looked != moved.0 {
+            moved = (looked, Instant::now());
+        } else if moved.1.elapsed() >= STUCK {
+            return Err(Error::new(Class::Transient, "the search hangs"));
+        }
+        let indexes: Vec<u32> = found.iter().map(|(index, _)| *index).collect();
+        places.extend(found);
+        let was_done = std::mem::replace(&mut done, all);
+        let Some(asked) = asked_again(|| tree.client.found(round, &indexes, all)).await? else { break };
+        let idle = asked.is_empty();
+        for index in asked {
+            let Some((place, what)) = places.get(&index).zip(sought.get(index as usize)) else {
+                return Err(Error::integrity("the source asks for something that was not offered"));
+            };
+            match send(tree, round, index, place, what).await {
+                Ok(whole) => *sent += u64::from(whole),
+                Err(e) if e.class == Class::Transient => return Err(e),
+                // it does not want that; it may want the others
+                Err(e) => tracing::warn!(tree = tree.name(), "the content of {}: {e}", what.path),
+            }
+        }
+        if was_done && idle {
+            sleep(SAY).await;
+        }
+    }
+    drop((hear, ends));
     let failed = |e| Error::new(Class::Permanent, format!("the search failed: {e}"));
-    search.await.map_err(failed)??;
-    Ok(sent)
+    search.await.map_err(failed)?
+}
+
+/// Asks until there is an answer: what is transient may pass while the round lasts.
+async fn asked_again<T, F: Future<Output = Result<T>>>(mut ask: impl FnMut() -> F) -> Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(e) if e.class == Class::Transient && Instant::now() < until => {
+                tracing::debug!("asked again: {e}");
+                sleep(AGAIN).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// What was found until now or soon, and whether that is all.
@@ -93,7 +144,9 @@ async fn gather(hear: &mut Receiver<(u32, Place)>) -> (Vec<(u32, Place)>, bool) 
         Ok(None) => return (found, true),
         Ok(Some(first)) => found.push(first),
     }
-    while let Ok(next) = hear.try_recv() {
+    while found.len() < MAX_SOUGHT
+        && let Ok(next) = hear.try_recv()
+    {
         found.push(next);
     }
     (found, false)
@@ -102,16 +155,19 @@ async fn gather(hear: &mut Receiver<(u32, Place)>) -> (Vec<(u32, Place)>, bool) 
 /// Blocking.
 fn search(
     path: &std::path::Path,
+    filter: &Filter,
     sought: &[Sought],
-    cancel: &AtomicBool,
+    state: &Search,
     say: &Sender<(u32, Place)>,
 ) -> Result<()> {
     let root = Dir::open_root(path).context(|| "open the tree".into())?;
     let mut wanted: HashMap<Digest, (u64, TreePath)> = HashMap::new();
     let mut index_of: HashMap<Digest, u32> = HashMap::new();
     for (index, what) in (0u32..).zip(sought) {
-        let here = open_in(&root, &what.path).ok();
-        if here.and_then(|fd| content_of(&fd, what.size, cancel)) == Some(what.digest) {
+        state.looked.fetch_add(1, Ordering::Relaxed);
+        // what is excluded here was never the source's
+        let here = if filter.excludes_path(&what.path) { None } else { open_in(&root, &what.path).ok() };
+        if here.and_then(|fd| content_of(&fd, what.size, &state.cancel)) == Some(what.digest) {
             if say.blocking_send((index, Place::Tree(what.path.clone()))).is_err() {
                 return Ok(());
             }
@@ -124,7 +180,10 @@ fn search(
         Err(Errno::NOENT) => return Ok(()),
         control => control.context(|| "open .syncagent".into())?,
     };
-    seek_trashed(&control, &mut wanted, cancel, &mut |digest, displaced| {
+    let looked = &mut || {
+        state.looked.fetch_add(1, Ordering::Relaxed);
+    };
+    seek_trashed(&control, &mut wanted, &state.cancel, looked, &mut |digest, displaced| {
         let Some(index) = index_of.get(&digest) else { return true };
         // who does not hear any more needs no more
         say.blocking_send((*index, Place::Trash(displaced))).is_ok()
@@ -146,9 +205,11 @@ async fn send(tree: &Arc<MirrorTree>, round: u64, index: u32, place: &Place, wha
             Place::Trash(displaced) => displaced.open(&root.open_child(CONTROL_DIR)?),
         }
     });
+    let piece =
+        |from: u64, bytes: Bytes| asked_again(move || tree.client.piece(round, index, from, bytes.clone()));
     let Ok(file) = opened.await else {
         // it went meanwhile
-        tree.client.piece(round, index, 0, Bytes::new()).await?;
+        piece(0, Bytes::new()).await?;
         return Ok(false);
     };
     let file = Arc::new(file);
@@ -163,9 +224,9 @@ async fn send(tree: &Arc<MirrorTree>, round: u64, index: u32, place: &Place, wha
             Ok(piece)
         });
         // an empty one says that there is no more
-        let piece = read.await.unwrap_or_default();
-        let n = piece.len() as u64;
-        tree.client.piece(round, index, from, piece.into()).await?;
+        let bytes = read.await.unwrap_or_default();
+        let n = bytes.len() as u64;
+        piece(from, bytes.into()).await?;
         if n == 0 {
             return Ok(false);
         }

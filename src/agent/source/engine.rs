@@ -17,9 +17,7 @@ use crate::agent::role::{HoldOrder, Reply};
 use crate::agent::target::{Target, recover_all};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
-use crate::disk::{
-    Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, remove_tree, wall_ms, write_atomic,
-};
+use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, wall_ms, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{
     Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped,
@@ -304,10 +302,7 @@ impl Engine {
                 self.resume_rollback(recovered)?;
                 // what a rollback had staged that was never decided
                 discard_stage(&control)?;
-                if !self.tree.seek.is_running() {
-                    let left = || "remove .syncagent/sought".to_owned();
-                    remove_tree(&control.dir, super::seek::SOUGHT).context(left)?;
-                }
+                self.tree.seek.clean(&control.dir)?;
                 let applied = control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
                 self.high.raise(applied.map_or_else(GenId::default, |(id, _)| id))?;
                 (Some(HighWater::open(&control.dir, HIGH)?), lock)

@@ -370,8 +370,8 @@ impl Role for SourceTree {
         self.trashed(order)
     }
 
-    fn rollback(&self, order: RollbackOrder) -> Result<RollbackAnswer> {
-        self.roll_back(&order)
+    fn rollback(&self, order: RollbackOrder, gone: &AtomicBool) -> Result<RollbackAnswer> {
+        self.roll_back(&order, gone)
     }
 
     fn retention(&self) -> Option<Retention> {

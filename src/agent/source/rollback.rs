@@ -24,7 +24,7 @@ pub(super) use contents::gone_text;
 use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
 use super::retain::{KEEP, Retention, drop_kept};
-use super::seek::SOUGHT;
+use super::seek::{SOUGHT, open_sought};
 use crate::apply::{
     Committed, Control, Dropped, Journal, StageCounters, Stager, commit, discard_stage, next_number, prune,
 };
@@ -86,8 +86,22 @@ pub struct RollbackAnswer {
 /// What came of an order.
 pub(super) enum Tried {
     Done(Box<RollbackAnswer>),
-    /// Nothing was done, because these contents are not on this host; and to which generation it shall go.
-    Lacks(GenId, Vec<Sought>),
+    /// Nothing was done, because these contents are not on this host.
+    Lacks {
+        /// The generation that it shall go to, and the one that it was planned against.
+        to: GenId,
+        head: GenId,
+        lacks: Vec<Sought>,
+    },
+}
+
+/// What is known when an order is planned anew.
+#[derive(Clone, Default)]
+pub(super) struct Again {
+    /// What mirrors have, or have sent.
+    pub(super) sought: HashMap<Digest, NodeId>,
+    /// What it was planned against before.
+    pub(super) head: Option<GenId>,
 }
 
 /// A rollback on its way; written down before anything changes, so that the start after a crash knows what it publishes.
@@ -113,15 +127,15 @@ enum Phase {
 }
 
 impl Engine {
-    /// Rolls back, and answers; an error is one that ends the session. `sought`: what mirrors have, or have sent.
+    /// Rolls back, and answers; an error is one that ends the session.
     pub(super) fn roll_back(
         &mut self,
         s: &mut Session,
         order: &RollbackOrder,
-        sought: HashMap<Digest, NodeId>,
+        again: &Again,
         reply: &Sender<Result<Tried>>,
     ) -> Result<()> {
-        let done = self.try_rollback(s, order, sought);
+        let done = self.try_rollback(s, order, again);
         self.approved = None;
         self.cause = None;
         let ends = match &done {
@@ -146,7 +160,7 @@ impl Engine {
         &mut self,
         s: &mut Session,
         order: &RollbackOrder,
-        sought: HashMap<Digest, NodeId>,
+        Again { sought, head: expected }: &Again,
     ) -> Result<Tried> {
         let begun = Instant::now();
         let name = self.name().to_owned();
@@ -170,6 +184,13 @@ impl Engine {
             order.approve.as_deref().map(|id| id.parse::<PlanId>().map_err(|e| Error::new(Class::Config, e)));
         let approve = approve.transpose()?;
         let target = self.target(order.to)?;
+        let head = self.tree.head.borrow().as_ref().map(|head| head.id).unwrap_or_default();
+        if expected.is_some_and(|expected| expected != head) {
+            return refused(format!(
+                "{name} published generation {head} while contents were sought among the mirrors; nothing was changed. See \
+                 `syncagent history {name}`, and order it again if it is still right"
+            ));
+        }
         let control = Control::open(&s.path)?;
         let scanned = self.as_it_is(s)?;
         // until something is changed, what the next look finds must be judged again
@@ -210,6 +231,8 @@ impl Engine {
             }
             Ok(())
         })?;
+        let aside = self.never_published(s, &scanned, &diff)?;
+        let approved = self.judged(&target, approve)?;
         let mut mirrors: BTreeMap<NodeId, u64> = BTreeMap::new();
         for node in needed.keys().filter_map(|digest| sought.get(digest)) {
             *mirrors.entry(node.clone()).or_default() += 1;
@@ -217,11 +240,9 @@ impl Engine {
         needed.retain(|digest, _| !sought.contains_key(digest));
         let found = match self.find(s, &control, source.keep.as_ref(), &scanned, needed)? {
             Ok(found) => found,
-            Err(lacks) => return Ok(Tried::Lacks(target.id, lacks)),
+            Err(lacks) => return Ok(Tried::Lacks { to: target.id, head, lacks }),
         };
         let _ = source.found.set(found);
-        let aside = self.never_published(s, &scanned, &diff)?;
-        let approved = self.judged(&target, approve)?;
         let root_attrs = scanned.root.header != target.root.header;
         let mut answer = RollbackAnswer {
             message: String::new(),
@@ -511,6 +532,7 @@ impl Engine {
         for path in paths {
             let entry = self.tree.store.find(&source.root.object, path).map(|e| e.node);
             if let Some(Node::File { digest, .. }) = entry
+                && source.sought.as_ref().is_none_or(|dir| open_sought(dir, &digest).is_err())
                 && !source.found.get().is_some_and(|found| found.contains_key(&digest))
             {
                 drop_kept(keep, &digest);

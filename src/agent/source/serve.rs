@@ -90,8 +90,8 @@ impl peer::Serve for SourceTree {
         Some(self.seek.number())
     }
 
-    fn sought(&self, node: &NodeId, round: u64) -> Option<Vec<Sought>> {
-        self.seek.sought(node, round)
+    fn sought(&self, node: &NodeId, round: u64, from: usize) -> Option<Vec<Sought>> {
+        self.seek.sought(node, round, from)
     }
 
     fn found(&self, node: &NodeId, round: u64, found: &[u32], done: bool) -> Option<Vec<u32>> {

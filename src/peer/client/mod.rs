@@ -161,12 +161,14 @@ impl Client {
 }
 
 impl Client {
-    /// What the source seeks among its mirrors; `None` when that round is over.
+    /// What the source seeks among its mirrors, from place `from` on: a part of it, empty at the end; `None` when that round
+    /// is over.
     ///
     /// # Errors
     /// As described at [`Client`].
-    pub async fn sought(&self, round: u64) -> Result<Option<Vec<Sought>>> {
-        let ask = Ask::new(&self.0, Method::GET, "sought", &format!("?round={round}"), Bytes::new());
+    pub async fn sought(&self, round: u64, from: usize) -> Result<Option<Vec<Sought>>> {
+        let query = format!("?round={round}&from={from}");
+        let ask = Ask::new(&self.0, Method::GET, "sought", &query, Bytes::new());
         self.0.call(&ask, ANSWER, wire::SOUGHT_BODY).await?.map(|body| wire::sought(&body)).transpose()
     }
 

@@ -110,8 +110,8 @@ pub trait Serve: Send + Sync + 'static {
         None
     }
 
-    /// What is sought; `None` when the round is over. From memory.
-    fn sought(&self, _node: &NodeId, _round: u64) -> Option<Vec<Sought>> {
+    /// What is sought, from place `from` on, a part of it; `None` when the round is over. From memory.
+    fn sought(&self, _node: &NodeId, _round: u64, _from: usize) -> Option<Vec<Sought>> {
         None
     }
 

@@ -178,6 +178,8 @@ async fn suspect(Extension(caller): Extension<Caller>, Path(tree): Path<String>,
 struct Round {
     round: u64,
     #[serde(default)]
+    from: usize,
+    #[serde(default)]
     done: bool,
 }
 
@@ -187,7 +189,7 @@ async fn sought(
     Query(query): Query<Round>,
 ) -> Answer {
     let tree = caller.tree(&tree)?;
-    list(tree.serve.sought(&caller.node, query.round))
+    list(tree.serve.sought(&caller.node, query.round, query.from))
 }
 
 async fn found(

@@ -163,7 +163,7 @@ impl Serve for Tree {
         Some(self.seeks.subscribe())
     }
 
-    fn sought(&self, _: &NodeId, round: u64) -> Option<Vec<Sought>> {
+    fn sought(&self, _: &NodeId, round: u64, from: usize) -> Option<Vec<Sought>> {
         let all = || {
             (0..MAX_SOUGHT).map(|i| Sought {
                 digest: Digest::of(&i.to_le_bytes()),
@@ -171,7 +171,7 @@ impl Serve for Tree {
                 path: path(&format!("{}{i}", "long/".repeat(700))),
             })
         };
-        (round == *self.seeks.borrow()).then(|| all().collect())
+        (round == *self.seeks.borrow()).then(|| all().skip(from).collect())
     }
 
     fn found(&self, _: &NodeId, round: u64, found: &[u32], done: bool) -> Option<Vec<u32>> {

@@ -62,8 +62,9 @@ fn the_long_poll_wakes_when_contents_are_sought_and_they_are_sent_in_pieces() {
     let asked = rig.tree.heard.load(Ordering::SeqCst);
     let task = rig.runtime.spawn(async move { waiting.head(None, seen, 7, long).await });
     eventually("the question arrives", || rig.tree.heard.load(Ordering::SeqCst) > asked);
-    assert_eq!(rig.runtime.block_on(client.sought(6)).unwrap(), None, "it is over");
-    let sought = rig.runtime.block_on(client.sought(7)).unwrap().unwrap();
+    assert_eq!(rig.runtime.block_on(client.sought(6, 0)).unwrap(), None, "it is over");
+    let sought = rig.runtime.block_on(client.sought(7, 0)).unwrap().unwrap();
+    assert_eq!(rig.runtime.block_on(client.sought(7, 1024)).unwrap(), Some(vec![]));
     assert_eq!((sought.len(), sought[5].size), (1024, 6));
     let all: Vec<u32> = (0..1024).map(|i| u32::MAX - i).collect();
     assert_eq!(rig.runtime.block_on(client.found(7, &all, false)).unwrap(), Some(vec![]));
@@ -75,7 +76,9 @@ fn the_long_poll_wakes_when_contents_are_sought_and_they_are_sent_in_pieces() {
     assert!(*rig.tree.pieces.lock().unwrap() == [(piece, content)]);
     let more = bytes(PIECE + 1);
     let e = rig.runtime.block_on(client.piece(7, 3, 9, more.into())).unwrap_err();
-    assert!(e.what.contains("413"), "{e}");
+    // the refusal may come while the rest is being sent
+    assert!(e.what.contains("413") || e.class == Class::Transient, "{e}");
+    assert_eq!(rig.tree.pieces.lock().unwrap().len(), 1);
     rig.tree.seeks.send_replace(0);
     assert!(!task.is_finished());
     let second = rig.tree.publish(2);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::cluster::{Agent, Cluster, eventually, noise, until};
@@ -195,7 +196,7 @@ fn what_does_not_fit_is_refused_before_it_is_fetched() {
     on_all(&a, &[&b], &a.tree()["head"].clone());
     let before = c.digest("a");
     let ran = a.order(&["rollback", "t", "--to", &id(&first)]).code(4);
-    assert!(ran.err.contains("are free here"), "{ran:?}");
+    assert!(ran.err.contains("inodes are free. Nothing was changed"), "{ran:?}");
     assert_eq!(c.digest("a"), before);
     assert!(!sought(&c).exists());
 }
@@ -249,4 +250,63 @@ fn killed_while_contents_arrive_neither_side_keeps_half_of_anything() {
     a.order(&["rollback", "t", "--to", &id(&first)]);
     assert_eq!(c.digest("a"), old);
     c.assert_converges(&a, &b, ("a", "b"));
+}
+
+/// An order by the program, and what it said.
+fn order(a: &Agent) -> std::process::Child {
+    Command::new(program())
+        .args(["rollback", "t", "--socket"])
+        .arg(&a.socket)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn what_is_published_after_the_order_is_not_undone_and_who_left_orders_nothing() {
+    let c = Cluster::local();
+    source(&c, "");
+    c.mirror("b", "a", "");
+    write(&c, 1);
+    let (a, b) = (c.start("a"), c.start("b"));
+    let (_, digest) = two(&c, &a, &[&b]);
+    let sought = |a: &Agent| a.log_text().matches("contents for a rollback are sought").count();
+    // who orders it leaves before the mirror answers
+    b.signal(Signal::STOP);
+    let mut left = order(&a);
+    until("it is sought", || sought(&a) == 1);
+    let new = c.digest("a");
+    assert!(a.order(&["rollback", "t"]).code(6).err.contains("another rollback"));
+    let began = std::time::Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&left), Signal::TERM).unwrap();
+    left.wait().unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(2), "it goes at the first signal");
+    // the next one waits for the mirror, too, and something is published meanwhile
+    let second = until_ordered(&a, &sought);
+    c.scratch.write("a/tree/other", "other");
+    let head = a.tree()["head"].clone();
+    until("a publication", || a.tree()["head"] != head);
+    let head = a.tree()["head"].clone();
+    b.signal(Signal::CONT);
+    let out = second.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(4) && said.contains("published generation"), "{out:?}");
+    assert_eq!((a.tree()["head"].clone(), c.scratch.read("a/tree/other")), (head, b"other".to_vec()));
+    assert_ne!(c.digest("a"), new);
+    a.order(&["rollback", "t", "--to", "1.1"]).code(0);
+    assert_eq!(c.digest("a"), digest);
+}
+
+/// The seeking of an order that was left ends soon; then this one seeks.
+fn until_ordered(a: &Agent, sought: &dyn Fn(&Agent) -> usize) -> std::process::Child {
+    let mut child = None;
+    until("it seeks", || {
+        let ended = child.as_mut().is_none_or(|c: &mut std::process::Child| c.try_wait().unwrap().is_some());
+        if ended {
+            child = Some(order(a));
+        }
+        sought(a) > 1
+    });
+    child.unwrap()
 }

@@ -118,7 +118,7 @@ impl Engine {
         if !missing.is_empty() {
             self.find_in_tree(s, scanned, &mut missing, &mut found)?;
         }
-        seek_trashed(&control.dir, &mut missing, &self.tree.stop, &mut |digest, displaced| {
+        seek_trashed(&control.dir, &mut missing, &self.tree.stop, &mut || (), &mut |digest, displaced| {
             found.insert(digest, Place::Trash(displaced));
             true
         })?;
