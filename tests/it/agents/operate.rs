@@ -339,6 +339,28 @@ fn a_hold_that_is_ended_before_its_command_began_does_not_begin_it() {
 }
 
 #[test]
+fn a_name_of_no_tree_is_told_whatever_is_in_it() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    for name in ["t&limit=1", "t&plan=0000000000000000", "t#x", "t x", "t%26", "t+", "nö"] {
+        let id = "0123456789abcdef";
+        for words in [
+            &["history", name][..],
+            &["rollback", name],
+            &["rollback", name, "--dry-run"],
+            &["trash", name, "list"],
+            &["approve", name, id],
+            &["source", "reset", name, "--approve"],
+            &["pause", name],
+        ] {
+            let ran = a.order(words).code(2);
+            assert!(ran.err.contains(&format!("no tree `{name}`")), "{words:?}: {ran:?}");
+        }
+    }
+}
+
+#[test]
 fn what_an_operator_says_is_one_line_in_status_and_log() {
     let c = Cluster::local();
     c.source("a", "");
