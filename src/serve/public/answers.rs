@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
@@ -82,12 +85,27 @@ pub(super) fn router(answers: Arc<Answers>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(numbers))
         .route("/status", get(status))
-        .fallback(|| async {
-            said(StatusCode::NOT_FOUND, "not here; see / /ha/health /livez /readyz /metrics /status")
-        })
-        .method_not_allowed_fallback(|| async { said(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD") })
+        .fallback(elsewhere)
+        .method_not_allowed_fallback(not_so)
         .layer(middleware::map_response(headers))
         .with_state(answers)
+}
+
+/// No path of ours: also `OPTIONS *` and `CONNECT`, which have none at all.
+async fn elsewhere(method: Method) -> Response {
+    if !matches!(method, Method::GET | Method::HEAD) {
+        return ([(ALLOW, HeaderValue::from_static("GET,HEAD"))], not_so().await).into_response();
+    }
+    said(StatusCode::NOT_FOUND, "not here; see / /ha/health /livez /readyz /metrics /status")
+}
+
+async fn not_so() -> Response {
+    said(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD")
+}
+
+/// To a request with a body.
+pub(super) async fn no_body() -> Response {
+    headers(said(StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here")).await
 }
 
 /// Nothing here is to be kept, guessed or framed by anybody.
@@ -124,7 +142,13 @@ struct Which {
     tree: Option<String>,
 }
 
-async fn health(State(answers): State<Arc<Answers>>, Query(which): Query<Which>) -> Response {
+async fn health(
+    State(answers): State<Arc<Answers>>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Response {
+    let Ok(Query(which)) = which else {
+        return said(StatusCode::BAD_REQUEST, "ask for one tree: /ha/health?tree=NAME");
+    };
     let view = answers.viewer.look().await;
     if let Some(unknown) = stale(&view) {
         return judged(&[unknown]);
