@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::view::{View, Viewer};
 use super::{WRITERS, agent_check, metrics, page};
-use crate::disk::boot_ms;
+use crate::disk::{boot_ms, wall_ms};
 use crate::error::lock;
 use crate::model;
 
@@ -33,6 +33,9 @@ const READY: u64 = 60_000;
 pub(super) struct Answers {
     viewer: Viewer,
     heartbeat: Arc<AtomicU64>,
+    /// When the agent started, as the host's clock had it then, in s since the unix epoch. Monitoring takes another value
+    /// for a restart, so it is not calculated from an age again, which is that of the last picture.
+    started: i64,
     /// When the node was last seen drained, or began, boot time in ms.
     drained_at: Mutex<u64>,
     /// Large documents are written by threads of their own; more of them at once only wait.
@@ -41,8 +44,11 @@ pub(super) struct Answers {
 
 impl Answers {
     pub(super) fn new(viewer: Viewer, heartbeat: Arc<AtomicU64>) -> Self {
-        let drained_at = Mutex::new(boot_ms());
-        Self { viewer, heartbeat, drained_at, writers: Semaphore::new(WRITERS) }
+        let now = boot_ms();
+        let last = viewer.last();
+        let up = last.status.started_ms_ago.saturating_add(now.saturating_sub(last.at));
+        let started = wall_ms().saturating_sub(i64::try_from(up).unwrap_or(0)) / 1000;
+        Self { viewer, heartbeat, started, drained_at: Mutex::new(now), writers: Semaphore::new(WRITERS) }
     }
 
     /// The line for an agent check.
@@ -196,7 +202,8 @@ async fn status(State(answers): State<Arc<Answers>>) -> Response {
 
 async fn numbers(State(answers): State<Arc<Answers>>) -> Response {
     let view = answers.viewer.look().await;
-    answers.write(metrics::CONTENT_TYPE, move || metrics::text(&view.status)).await
+    let (started, known) = (answers.started, stale(&view).is_none());
+    answers.write(metrics::CONTENT_TYPE, move || metrics::text(&view.status, started, known)).await
 }
 
 async fn people(State(answers): State<Arc<Answers>>) -> Response {

@@ -51,6 +51,19 @@ fn what_is_said_of_a_healthy_cluster_is_short() {
     assert!(!page.contains("class=\"bad\""));
 }
 
+/// `/ha/health` is 503 then.
+#[test]
+fn an_agent_that_hangs_is_not_said_to_take_traffic() {
+    let mut status = status();
+    status.trees.remove(0);
+    (status.certificate_days_left, status.drained) = (Some(400), None);
+    let fine = html(&status, &|_, _| vec![], None, "abc");
+    assert!(fine.contains("</span> takes traffic") && fine.contains("<title>app1"), "{fine}");
+    let page = html(&status, &|_, _| vec![], Some("the agent hangs"), "abc");
+    assert!(page.contains("</span> takes no traffic") && !page.contains("</span> takes traffic"), "{page}");
+    assert!(page.contains("<title>! app1"), "{page}");
+}
+
 /// Whatever a peer or a file name says stays text.
 #[test]
 fn no_text_of_anybody_becomes_markup() {
