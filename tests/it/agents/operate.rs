@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -247,6 +247,20 @@ fn wait_ends_when_all_that_was_written_before_it_is_everywhere() {
     let future = format!("1.{}", number(&a) + 1);
     let ran = a.order(&["wait", "t", "--generation", &future, "--timeout", "300ms"]).code(7);
     assert!(ran.out.contains("b: has generation"), "{ran:?}");
+}
+
+#[test]
+fn wait_ends_in_time_also_when_the_agent_hangs() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    a.order(&["wait", "t", "--timeout", "9223372036854775807s"]).code(0);
+    a.signal(Signal::STOP);
+    let begun = Instant::now();
+    let ran = a.order(&["wait", "t", "--timeout", "1s"]).code(1);
+    a.signal(Signal::CONT);
+    assert!(ran.err.contains("does not answer"), "{ran:?}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 #[test]
