@@ -12,6 +12,7 @@ use hyper::Method;
 use super::exit::Exit;
 use super::options::WaitArgs;
 use super::run::say;
+use super::status::shown;
 use crate::agent::{Scope, Wait, Waited};
 use crate::error::{Class, Error, Result};
 use crate::serve::ask_with;
@@ -90,7 +91,8 @@ fn told(args: &WaitArgs, waited: &Waited, exit: Exit) -> Result<Exit> {
     say(&sentence(&args.tree, waited, exit))?;
     if exit != Exit::Done {
         for (node, why) in &waited.missing {
-            say(&format!("  {node}: {why}"))?;
+            // often in the words of that node
+            say(&format!("  {node}: {}", shown(why)))?;
         }
     }
     Ok(exit)

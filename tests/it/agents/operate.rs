@@ -250,6 +250,29 @@ fn wait_ends_when_all_that_was_written_before_it_is_everywhere() {
 }
 
 #[test]
+fn wait_shows_no_control_characters_of_a_node() {
+    let c = Cluster::local();
+    // what asks the agent cannot tell this one from it
+    let at = c.path().join("other.sock");
+    let listener = UnixListener::bind(&at).unwrap();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut asked, mut part) = (Vec::new(), [0; 4096]);
+        while !asked.ends_with(b"}") {
+            let read = stream.read(&mut part).unwrap();
+            asked.extend_from_slice(&part[..read]);
+        }
+        let body = r#"{"generation":{"epoch":1,"number":2},"token":null,"consistent":[],"missing":[["b","x\u001b[2J\nforged: \u202e"]]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+    });
+    let ran = run(&["wait", "t", "--timeout", "0s", "--socket", at.to_str().unwrap()]).code(7);
+    answer.join().unwrap();
+    assert!(ran.out.contains("\n  b: x\\x1b[2J\\nforged: \\xe2"), "{ran:?}");
+}
+
+#[test]
 fn wait_ends_in_time_also_when_the_agent_hangs() {
     let c = Cluster::local();
     c.source("a", "");
