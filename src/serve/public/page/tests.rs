@@ -64,6 +64,18 @@ fn an_agent_that_hangs_is_not_said_to_take_traffic() {
     assert!(page.contains("<title>! app1"), "{page}");
 }
 
+/// People copy it.
+#[test]
+fn a_command_to_copy_is_that_command_whatever_a_peer_calls_its_plan() {
+    let mut status = status();
+    let plan = status.trees[0].nodes[0].plan.as_mut().unwrap();
+    plan.id = "x; touch /tmp/x\nreboot".into();
+    let said: Vec<String> = troubles(&status).into_iter().map(|t| t.what).collect();
+    let commands = said.iter().filter_map(|what| what.split_once("syncagent approve ")).map(|(_, args)| args);
+    let words: Vec<_> = commands.filter_map(shlex::split).collect();
+    assert_eq!(words, [["assets", "x; touch /tmp/x\\nreboot"]], "{said:?}");
+}
+
 /// Whatever a peer or a file name says stays text.
 #[test]
 fn no_text_of_anybody_becomes_markup() {
