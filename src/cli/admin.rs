@@ -11,7 +11,7 @@ use super::options::{
 use super::run::say;
 use crate::error::{Class, Error, Result};
 use crate::model::Status;
-use crate::serve::{Marked, RefreshAsked, ask, tell};
+use crate::serve::{Marked, RefreshAsked, ask, query, tell};
 
 /// The agent's status document.
 pub(super) fn status(args: &StatusArgs) -> Result<Status> {
@@ -20,7 +20,10 @@ pub(super) fn status(args: &StatusArgs) -> Result<Status> {
 }
 
 pub(super) fn approve(args: &ApproveArgs) -> Result<Exit> {
-    order(&args.agent.socket()?, &format!("/1/approve?tree={}&plan={}", args.tree, args.plan))
+    order(
+        &args.agent.socket()?,
+        &query("/1/approve", &[("tree", &args.tree), ("plan", &args.plan.to_string())]),
+    )
 }
 
 pub(super) fn reset(args: &ResetArgs) -> Result<Exit> {
@@ -29,7 +32,7 @@ pub(super) fn reset(args: &ResetArgs) -> Result<Exit> {
                     take it over; say --approve when that is meant";
         return Err(Error::new(Class::Config, what));
     }
-    order(&args.agent.socket()?, &format!("/1/reset?tree={}", args.tree))
+    order(&args.agent.socket()?, &query("/1/reset", &[("tree", &args.tree)]))
 }
 
 pub(super) fn pause(args: &PauseArgs) -> Result<Exit> {

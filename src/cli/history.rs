@@ -13,7 +13,7 @@ use super::status::count;
 use crate::agent::{HistoryEntry, Retention};
 use crate::error::{Error, Result};
 use crate::model::escape;
-use crate::serve::{HistoryAnswer, ask};
+use crate::serve::{HistoryAnswer, ask, query};
 
 /// Mirrors that a line names.
 const NAMED: usize = 4;
@@ -34,7 +34,7 @@ pub struct HistoryArgs {
 }
 
 pub(super) fn run(args: &HistoryArgs) -> Result<Exit> {
-    let path = format!("/1/history?tree={}&limit={}", args.tree, args.limit);
+    let path = query("/1/history", &[("tree", &args.tree), ("limit", &args.limit.to_string())]);
     let answer = ask(&args.agent.socket()?, &Method::GET, &path)?;
     let bad = |e: serde_json::Error| Error::integrity(format!("the agent's answer: {e}"));
     let HistoryAnswer { entries, retention } = serde_json::from_slice(&answer).map_err(bad)?;

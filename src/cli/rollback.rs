@@ -13,7 +13,7 @@ use crate::agent::{RollbackAnswer, RollbackOrder};
 use crate::error::{Error, Result};
 use crate::model::GenId;
 use crate::plan::PlanId;
-use crate::serve::ask_until;
+use crate::serve::{ask_until, query};
 
 /// Bringing much content back takes a while.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(6 * 3600);
@@ -43,7 +43,7 @@ pub(super) fn run(args: &RollbackArgs, cancel: &AtomicBool) -> Result<Exit> {
     let order =
         RollbackOrder { to: args.to, dry_run: args.dry_run, approve: args.approve.map(|id| id.to_string()) };
     let body = serde_json::to_vec(&order).map_err(|e| Error::integrity(e.to_string()))?;
-    let path = format!("/1/rollback?tree={}", args.tree);
+    let path = query("/1/rollback", &[("tree", &args.tree)]);
     let answer = ask_until(&args.agent.socket()?, &Method::POST, &path, Bytes::from(body), PATIENCE, cancel)?;
     let bad = |e: serde_json::Error| Error::integrity(format!("the agent's answer: {e}"));
     let answer: RollbackAnswer = serde_json::from_slice(&answer).map_err(bad)?;

@@ -17,7 +17,7 @@ use crate::agent::{TrashAnswer, TrashOrder, trash_of};
 use crate::apply::TrashPart;
 use crate::config::Span;
 use crate::error::{Class, Error, Result};
-use crate::serve::ask_with;
+use crate::serve::{ask_with, query};
 
 /// Freeing many files takes a while.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -100,7 +100,7 @@ pub(super) fn run(args: &TrashArgs) -> Result<Exit> {
         trash_of(&PathBuf::from(&args.tree), &order)?
     } else {
         let body = serde_json::to_vec(&order).map_err(|e| Error::integrity(e.to_string()))?;
-        let path = format!("/1/trash?tree={}", args.tree);
+        let path = query("/1/trash", &[("tree", &args.tree)]);
         let answer = ask_with(&args.agent.socket()?, &Method::POST, &path, Bytes::from(body), PATIENCE)?;
         serde_json::from_slice(&answer).map_err(|e| Error::integrity(format!("the agent's answer: {e}")))?
     };

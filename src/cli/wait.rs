@@ -6,15 +6,23 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use hyper::Method;
+
 use super::exit::Exit;
 use super::options::WaitArgs;
 use super::run::say;
+use super::status::shown;
 use crate::agent::{Scope, Wait, Waited};
 use crate::error::{Class, Error, Result};
-use crate::serve::tell;
+use crate::serve::ask_with;
 
 const TURN: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(200);
+/// An agent that hangs is given up after so long, and asked again if there is time.
+const ANSWER: Duration = Duration::from_secs(4);
+/// Longer than anybody waits, and no more than a clock can hold.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 pub(super) fn run(args: &WaitArgs, cancel: &AtomicBool) -> Result<Exit> {
     let socket = args.agent.socket()?;
@@ -29,7 +37,7 @@ pub(super) fn run(args: &WaitArgs, cancel: &AtomicBool) -> Result<Exit> {
         _ => Scope::Default,
     };
     let mut wait = Wait { tree: args.tree.clone(), generation, token: None, scope, wait_ms: 0 };
-    let end = Instant::now() + args.timeout.0;
+    let end = Instant::now() + args.timeout.0.min(FOREVER);
     let mut last = None;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -61,7 +69,8 @@ pub(super) fn run(args: &WaitArgs, cancel: &AtomicBool) -> Result<Exit> {
 }
 
 fn turn(socket: &Path, wait: &Wait) -> Result<Waited> {
-    let answer = tell(socket, "/1/wait", wait)?;
+    let body = serde_json::to_vec(wait).map_err(|e| Error::integrity(e.to_string()))?;
+    let answer = ask_with(socket, &Method::POST, "/1/wait", Bytes::from(body), TURN + ANSWER)?;
     serde_json::from_slice(&answer).map_err(|e| Error::integrity(format!("the agent's answer: {e}")))
 }
 
@@ -82,7 +91,8 @@ fn told(args: &WaitArgs, waited: &Waited, exit: Exit) -> Result<Exit> {
     say(&sentence(&args.tree, waited, exit))?;
     if exit != Exit::Done {
         for (node, why) in &waited.missing {
-            say(&format!("  {node}: {why}"))?;
+            // often in the words of that node
+            say(&format!("  {node}: {}", shown(why)))?;
         }
     }
     Ok(exit)

@@ -1,5 +1,6 @@
 //! Asking an agent on this host.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,6 +20,25 @@ const TIMEOUT: Duration = Duration::from_secs(150);
 const TICK: Duration = Duration::from_millis(50);
 /// A status with thousands of nodes has some megabytes.
 const MAX_ANSWER: usize = 256 << 20;
+
+/// The path of a request with its query. What an operator typed arrives as it is: it can end no value and begin no other.
+#[must_use]
+pub fn query(path: &str, values: &[(&str, &str)]) -> String {
+    let mut all = path.to_owned();
+    for (i, (key, value)) in values.iter().enumerate() {
+        all.push(if i == 0 { '?' } else { '&' });
+        all.push_str(key);
+        all.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                all.push(char::from(byte));
+            } else {
+                let _ = write!(all, "%{byte:02X}");
+            }
+        }
+    }
+    all
+}
 
 /// Sends a request to the agent that listens on `socket`, and gives the body of its answer.
 ///
@@ -117,4 +137,25 @@ async fn send(socket: &Path, method: &Method, path: &str, body: Bytes) -> Result
         _ => Class::Permanent,
     };
     Err(Error::new(class, failure.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::extract::Query;
+
+    use super::*;
+
+    #[test]
+    fn what_was_typed_arrives_as_it_is() {
+        for typed in
+            ["t", "", "a&limit=1", "a b", "a#b", "a?b", "50%", "%41", "a+b", "a=b", "ü/\u{1}\n", "~._-"]
+        {
+            let path = query("/1/x", &[("tree", typed), ("limit", "7")]);
+            let uri: hyper::Uri = path.parse().unwrap();
+            assert_eq!(uri.path(), "/1/x");
+            let Query(all) = Query::<Vec<(String, String)>>::try_from_uri(&uri).unwrap();
+            assert_eq!(all, [("tree".into(), typed.to_owned()), ("limit".into(), "7".into())], "{path}");
+        }
+        assert_eq!(query("/1/status", &[]), "/1/status");
+    }
 }

@@ -1,4 +1,8 @@
 //! HAProxy's agent check: one line for everybody who connects.
+//!
+//! HAProxy takes the line apart at blanks, tabs and commas, and obeys each word: also a percentage (a new weight) and
+//! `maint`. A `#` makes the rest a description that is only shown, but only where a word begins: of `down#x` it knows
+//! nothing, and goes on behind it. Reasons hold what servers, peers and file names say, so they come after ` #` alone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +49,8 @@ pub(super) fn line(faults: &[&str], drained: bool, ready: bool) -> String {
             words = format!("up{gap}{words}");
         }
     } else {
-        words = format!("{words}{gap}down#{}", faults.join("; "));
+        // the blank is what keeps the words behind it from being obeyed
+        words = format!("{words}{gap}down #{}", faults.join("; "));
     }
     // what is not ASCII would end up in logs as it likes
     let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
@@ -63,9 +68,42 @@ mod tests {
         assert_eq!(line(&[], false, true), "up ready\n");
         assert_eq!(line(&[], false, false), "up\n");
         assert_eq!(line(&[], true, true), "drain\n");
-        assert_eq!(line(&["t: lag"], false, false), "down#t: lag\n");
-        assert_eq!(line(&["t: lag", "u: failed"], false, true), "ready down#t: lag; u: failed\n");
-        assert_eq!(line(&["t: lag"], true, false), "drain down#t: lag\n");
+        assert_eq!(line(&["t: lag"], false, false), "down #t: lag\n");
+        assert_eq!(line(&["t: lag", "u: failed"], false, true), "ready down #t: lag; u: failed\n");
+        assert_eq!(line(&["t: lag"], true, false), "drain down #t: lag\n");
+    }
+
+    /// The words that HAProxy obeys, as its `check.c` and `tcpcheck.c` find them since 1.5.
+    fn obeyed(line: &str) -> Vec<&str> {
+        let (line, _) = line.split_once(['\r', '\n']).unwrap();
+        let mut words = line.split([' ', '\t', ',']).filter(|word| !word.is_empty());
+        words.by_ref().take_while(|word| !word.starts_with('#')).collect()
+    }
+
+    #[test]
+    fn no_word_of_a_reason_is_obeyed() {
+        assert_eq!(obeyed("down#x up,25%\tmaint #y\n"), ["down#x", "up", "25%", "maint"]);
+        for reason in [
+            "",
+            "#",
+            " up ready",
+            ",up,25%,maint,stopped,maxconn:1",
+            "t: more than max-delete = 25% allows",
+            "a\tup\rready\nmaint\u{2028}drain\0fail",
+            "# up # ready #down",
+            &"up 25% ".repeat(80),
+            &"ü".repeat(400),
+        ] {
+            for (drained, ready, own) in [
+                (false, false, &["down"][..]),
+                (false, true, &["ready", "down"]),
+                (true, false, &["drain", "down"]),
+            ] {
+                let line = line(&[reason, "u: up, ready"], drained, ready);
+                assert_eq!(obeyed(&line), own, "{line:?}");
+                assert!(line.len() <= 200 && line.find('\n') == Some(line.len() - 1), "{line:?}");
+            }
+        }
     }
 
     #[test]

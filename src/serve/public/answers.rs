@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
@@ -15,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use super::view::{View, Viewer};
 use super::{WRITERS, agent_check, metrics, page};
-use crate::disk::boot_ms;
+use crate::disk::{boot_ms, wall_ms};
 use crate::error::lock;
 use crate::model;
 
@@ -30,6 +33,9 @@ const READY: u64 = 60_000;
 pub(super) struct Answers {
     viewer: Viewer,
     heartbeat: Arc<AtomicU64>,
+    /// When the agent started, as the host's clock had it then, in s since the unix epoch. Monitoring takes another value
+    /// for a restart, so it is not calculated from an age again, which is that of the last picture.
+    started: i64,
     /// When the node was last seen drained, or began, boot time in ms.
     drained_at: Mutex<u64>,
     /// Large documents are written by threads of their own; more of them at once only wait.
@@ -38,8 +44,11 @@ pub(super) struct Answers {
 
 impl Answers {
     pub(super) fn new(viewer: Viewer, heartbeat: Arc<AtomicU64>) -> Self {
-        let drained_at = Mutex::new(boot_ms());
-        Self { viewer, heartbeat, drained_at, writers: Semaphore::new(WRITERS) }
+        let now = boot_ms();
+        let last = viewer.last();
+        let up = last.status.started_ms_ago.saturating_add(now.saturating_sub(last.at));
+        let started = wall_ms().saturating_sub(i64::try_from(up).unwrap_or(0)) / 1000;
+        Self { viewer, heartbeat, started, drained_at: Mutex::new(now), writers: Semaphore::new(WRITERS) }
     }
 
     /// The line for an agent check.
@@ -82,12 +91,27 @@ pub(super) fn router(answers: Arc<Answers>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(numbers))
         .route("/status", get(status))
-        .fallback(|| async {
-            said(StatusCode::NOT_FOUND, "not here; see / /ha/health /livez /readyz /metrics /status")
-        })
-        .method_not_allowed_fallback(|| async { said(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD") })
+        .fallback(elsewhere)
+        .method_not_allowed_fallback(not_so)
         .layer(middleware::map_response(headers))
         .with_state(answers)
+}
+
+/// No path of ours: also `OPTIONS *` and `CONNECT`, which have none at all.
+async fn elsewhere(method: Method) -> Response {
+    if !matches!(method, Method::GET | Method::HEAD) {
+        return ([(ALLOW, HeaderValue::from_static("GET,HEAD"))], not_so().await).into_response();
+    }
+    said(StatusCode::NOT_FOUND, "not here; see / /ha/health /livez /readyz /metrics /status")
+}
+
+async fn not_so() -> Response {
+    said(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD")
+}
+
+/// To a request with a body.
+pub(super) async fn no_body() -> Response {
+    headers(said(StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here")).await
 }
 
 /// Nothing here is to be kept, guessed or framed by anybody.
@@ -124,7 +148,13 @@ struct Which {
     tree: Option<String>,
 }
 
-async fn health(State(answers): State<Arc<Answers>>, Query(which): Query<Which>) -> Response {
+async fn health(
+    State(answers): State<Arc<Answers>>,
+    which: Result<Query<Which>, QueryRejection>,
+) -> Response {
+    let Ok(Query(which)) = which else {
+        return said(StatusCode::BAD_REQUEST, "ask for one tree: /ha/health?tree=NAME");
+    };
     let view = answers.viewer.look().await;
     if let Some(unknown) = stale(&view) {
         return judged(&[unknown]);
@@ -172,7 +202,8 @@ async fn status(State(answers): State<Arc<Answers>>) -> Response {
 
 async fn numbers(State(answers): State<Arc<Answers>>) -> Response {
     let view = answers.viewer.look().await;
-    answers.write(metrics::CONTENT_TYPE, move || metrics::text(&view.status)).await
+    let (started, known) = (answers.started, stale(&view).is_none());
+    answers.write(metrics::CONTENT_TYPE, move || metrics::text(&view.status, started, known)).await
 }
 
 async fn people(State(answers): State<Arc<Answers>>) -> Response {

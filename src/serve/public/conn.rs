@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Response};
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use super::answers;
 use crate::error::lock;
 
 /// From a request's first byte to the end of its head.
@@ -165,7 +166,7 @@ impl Drop for Place {
 pub(super) async fn serve(stream: TcpStream, place: Place, router: Router) {
     // answers are small, and must not wait for more
     let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(Watched { stream, phase: place.phase.clone() });
+    let io = TokioIo::new(Watched { stream, phase: place.phase.clone(), at: At::Between });
     let phase = place.phase.clone();
     let conn = http1::Builder::new()
         // the phases have time-outs of their own
@@ -184,39 +185,63 @@ pub(super) async fn serve(stream: TcpStream, place: Place, router: Router) {
 async fn answer(
     phase: Arc<Phase>,
     router: Router,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     phase.enter(Doing::IsAnswered);
-    if has_body(request.headers()) {
-        let mut response = Response::new(Body::from("a request has no body here\n"));
-        *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+    if !request.body().is_end_stream() {
+        let mut response = answers::no_body().await;
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         phase.step(Doing::IsAnswered, Doing::Takes);
         return Ok(response);
     }
-    // some configurations of load balancers have the method in lower case, which strictly is another method
-    let bare = request.method().as_str() == "head";
-    if bare || request.method().as_str() == "get" {
-        *request.method_mut() = if bare { Method::HEAD } else { Method::GET };
-    }
-    let mut response = TowerToHyperService::new(router).call(request).await?;
-    if bare {
-        *response.body_mut() = Body::empty();
-        response.headers_mut().remove(CONTENT_LENGTH);
-    }
+    let response = TowerToHyperService::new(router).call(request).await?;
     phase.step(Doing::IsAnswered, Doing::Takes);
     Ok(response)
 }
 
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING)
-        || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
+/// Where in the heads of requests the bytes that were read end. There is nothing but heads: the connection ends with the
+/// first body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// Before a head; the empty lines that may be there count as nothing.
+    Between,
+    Method {
+        lower: bool,
+    },
+    Line,
+    LineStart,
+}
+
+impl At {
+    /// Goes on over these bytes. Some configurations of load balancers have the method in lower case, which strictly is
+    /// another method, and one that hyper would not know as HEAD: it is put into upper case on the way.
+    fn over(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            if *self == Self::Between && !matches!(*byte, b'\r' | b'\n') {
+                *self = Self::Method { lower: byte.is_ascii_lowercase() };
+            }
+            *self = match (*self, *byte) {
+                (Self::LineStart | Self::Between, b'\n') => Self::Between,
+                (_, b'\n') => Self::LineStart,
+                (Self::Between | Self::LineStart, b'\r') => *self,
+                (Self::Method { .. }, b' ') => Self::Line,
+                (Self::Method { lower }, _) => {
+                    if lower {
+                        byte.make_ascii_uppercase();
+                    }
+                    *self
+                }
+                _ => Self::Line,
+            };
+        }
+    }
 }
 
 /// Notes when a request begins and when an answer has gone.
 struct Watched {
     stream: TcpStream,
     phase: Arc<Phase>,
+    at: At,
 }
 
 impl AsyncRead for Watched {
@@ -227,7 +252,8 @@ impl AsyncRead for Watched {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
+        if let Some(new) = buf.filled_mut().get_mut(before..).filter(|new| !new.is_empty()) {
+            self.at.over(new);
             self.phase.step(Doing::Waits, Doing::Asks);
         }
         read
@@ -255,7 +281,9 @@ impl AsyncWrite for Watched {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if matches!(flushed, Poll::Ready(Ok(()))) {
-            self.phase.step(Doing::Takes, Doing::Waits);
+            // the beginning of the next request may have come with the one before
+            let next = if self.at == At::Between { Doing::Waits } else { Doing::Asks };
+            self.phase.step(Doing::Takes, next);
         }
         flushed
     }
@@ -286,6 +314,30 @@ mod tests {
         assert_eq!(lock(&table.entries).1.len(), 4);
         drop((balancer, greedy, newcomer));
         assert!(lock(&table.entries).1.is_empty());
+    }
+
+    #[test]
+    fn heads_are_told_apart_and_methods_are_as_hyper_knows_them() {
+        for (sent, read, between) in [
+            ("head / HTTP/1.1\r\n\r\n", "HEAD / HTTP/1.1\r\n\r\n", true),
+            ("get /a HTTP/1.0\n\n", "GET /a HTTP/1.0\n\n", true),
+            (
+                "\r\nget /a HTTP/1.0\r\nx: get \r\n\r\nhead /",
+                "\r\nGET /a HTTP/1.0\r\nx: get \r\n\r\nHEAD /",
+                false,
+            ),
+            ("Get /a b HTTP/1.0\r\n", "Get /a b HTTP/1.0\r\n", false),
+            ("GET / HTTP/1.1\r\nhost: x\r\n\r\n\r\n", "GET / HTTP/1.1\r\nhost: x\r\n\r\n\r\n", true),
+            ("GET / HTTP/1.1\r\n\r\ng", "GET / HTTP/1.1\r\n\r\nG", false),
+            ("get\nhead\n\nget", "GET\nhead\n\nGET", false),
+        ] {
+            for size in [1, 3, 1_000] {
+                let (mut at, mut bytes) = (At::Between, sent.to_owned().into_bytes());
+                bytes.chunks_mut(size).for_each(|part| at.over(part));
+                assert_eq!(String::from_utf8(bytes).unwrap(), read);
+                assert_eq!(at == At::Between, between, "{sent:?}: {at:?}");
+            }
+        }
     }
 
     #[test]

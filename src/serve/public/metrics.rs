@@ -4,7 +4,6 @@
 
 use std::fmt::Write as _;
 
-use crate::disk::wall_ms;
 use crate::model::{Convergence, NodeStatus, Percentiles, RefreshState, State, Status, TreeStatus};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -190,10 +189,11 @@ impl Text {
     }
 }
 
-/// The whole answer.
-pub(super) fn text(status: &Status) -> String {
+/// The whole answer. `started`: when the agent started, in s since the unix epoch; `known`: whether the status is one of
+/// now.
+pub(super) fn text(status: &Status, started: i64, known: bool) -> String {
     let mut out = Text(String::with_capacity(16 * 1024));
-    of_the_agent(&mut out, status);
+    of_the_agent(&mut out, status, started, known);
     for (name, kind, help, value) in TREE {
         out.family(name, kind, help);
         for tree in &status.trees {
@@ -245,13 +245,14 @@ pub(super) fn text(status: &Status) -> String {
     out.0
 }
 
-fn of_the_agent(out: &mut Text, status: &Status) {
+fn of_the_agent(out: &mut Text, status: &Status, started: i64, known: bool) {
     let (zone, node) = (status.zone.as_deref().unwrap_or_default(), status.node.to_string());
     out.family("syncagent_build_info", "gauge", "Always 1; what runs where is in the labels.");
     let labels =
         [("version", status.version.as_str()), ("node", &node), ("cluster", &status.cluster), ("zone", zone)];
     out.sample("syncagent_build_info", &labels, 1.0);
-    let healthy = status.trees.iter().filter_map(|t| t.nodes.first()).all(|own| own.faults.is_empty());
+    let healthy =
+        known && status.trees.iter().filter_map(|t| t.nodes.first()).all(|own| own.faults.is_empty());
     out.family("syncagent_node_healthy", "gauge", "What /ha/health says: 1 for 200, 0 for 503.");
     out.sample("syncagent_node_healthy", &[], f64::from(u8::from(healthy)));
     let name = "syncagent_certificate_expiry_seconds";
@@ -261,9 +262,7 @@ fn of_the_agent(out: &mut Text, status: &Status) {
     }
     let name = "process_start_time_seconds";
     out.family(name, "gauge", "Start time of the process since the unix epoch.");
-    let ms = wall_ms().saturating_sub(i64::try_from(status.started_ms_ago).unwrap_or(0));
-    // whole seconds: it must not change from scrape to scrape
-    out.sample(name, &[], (ms as f64 / 1000.0).round());
+    out.sample(name, &[], started as f64);
 }
 
 /// A word as the status document writes it.
@@ -289,7 +288,7 @@ mod tests {
     #[test]
     fn every_metric_is_documented_with_its_type_and_nothing_else_is() {
         let page = read("docs/metrics.md");
-        let text = text(&status());
+        let text = text(&status(), 0, true);
         let mut names = Vec::new();
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').unwrap();
@@ -311,7 +310,7 @@ mod tests {
 
     #[test]
     fn values_and_labels_are_those_of_the_status() {
-        let text = text(&status());
+        let text = text(&status(), 1_700_000_000, true);
         for line in [
             "syncagent_lag_seconds{tree=\"assets\",node=\"app3.example.com\",role=\"mirror\"} 318",
             "syncagent_state{tree=\"assets\",node=\"app3.example.com\",role=\"mirror\",state=\"failed\"} 1",
@@ -324,10 +323,18 @@ mod tests {
             "syncagent_hold_failed{tree=\"assets\"} 1",
             "syncagent_refresh_failing{tree=\"assets\",node=\"app3.example.com\",role=\"mirror\"} 1",
             "syncagent_node_healthy 1",
+            "process_start_time_seconds 1700000000",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
         assert!(!text.contains("NaN"), "what is not known is left out");
+    }
+
+    /// As `/ha/health`, which is 503 then.
+    #[test]
+    fn a_node_of_which_nothing_is_known_is_not_healthy() {
+        let text = text(&status(), 0, false);
+        assert!(text.lines().any(|l| l == "syncagent_node_healthy 0"), "{text}");
     }
 
     #[test]

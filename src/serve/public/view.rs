@@ -74,6 +74,11 @@ impl Viewer {
         newest.borrow().clone()
     }
 
+    /// The last picture, however old.
+    pub(super) fn last(&self) -> Arc<View> {
+        self.newest.borrow().clone()
+    }
+
     /// How the lag of a node went during the last hour.
     pub(super) fn courses(&self) -> MutexGuard<'_, Courses> {
         lock(&self.courses)

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -250,6 +250,43 @@ fn wait_ends_when_all_that_was_written_before_it_is_everywhere() {
 }
 
 #[test]
+fn wait_shows_no_control_characters_of_a_node() {
+    let c = Cluster::local();
+    // what asks the agent cannot tell this one from it
+    let at = c.path().join("other.sock");
+    let listener = UnixListener::bind(&at).unwrap();
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut asked, mut part) = (Vec::new(), [0; 4096]);
+        while !asked.ends_with(b"}") {
+            let read = stream.read(&mut part).unwrap();
+            asked.extend_from_slice(&part[..read]);
+        }
+        let body = r#"{"generation":{"epoch":1,"number":2},"token":null,"consistent":[],"missing":[["b","x\u001b[2J\nforged: \u202e"]]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+    });
+    let ran = run(&["wait", "t", "--timeout", "0s", "--socket", at.to_str().unwrap()]).code(7);
+    answer.join().unwrap();
+    assert!(ran.out.contains("\n  b: x\\x1b[2J\\nforged: \\xe2"), "{ran:?}");
+}
+
+#[test]
+fn wait_ends_in_time_also_when_the_agent_hangs() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    a.order(&["wait", "t", "--timeout", "9223372036854775807s"]).code(0);
+    a.signal(Signal::STOP);
+    let begun = Instant::now();
+    let ran = a.order(&["wait", "t", "--timeout", "1s"]).code(1);
+    a.signal(Signal::CONT);
+    assert!(ran.err.contains("does not answer"), "{ran:?}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn wait_names_the_node_that_is_cut_off_and_a_file_that_is_not_finished() {
     let (c, a, b) = pair("", "");
     a.stop();
@@ -336,6 +373,28 @@ fn a_hold_that_is_ended_before_its_command_began_does_not_begin_it() {
     assert_eq!(out.status.code(), Some(125), "{out:?}");
     assert!(!ran.exists(), "{asked:?}");
     assert!(asked[1].contains("publish"), "the tree does not stay held: {asked:?}");
+}
+
+#[test]
+fn a_name_of_no_tree_is_told_whatever_is_in_it() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    for name in ["t&limit=1", "t&plan=0000000000000000", "t#x", "t x", "t%26", "t+", "nö"] {
+        let id = "0123456789abcdef";
+        for words in [
+            &["history", name][..],
+            &["rollback", name],
+            &["rollback", name, "--dry-run"],
+            &["trash", name, "list"],
+            &["approve", name, id],
+            &["source", "reset", name, "--approve"],
+            &["pause", name],
+        ] {
+            let ran = a.order(words).code(2);
+            assert!(ran.err.contains(&format!("no tree `{name}`")), "{words:?}: {ran:?}");
+        }
+    }
 }
 
 #[test]

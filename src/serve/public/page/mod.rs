@@ -53,7 +53,7 @@ pub(super) fn html(status: &Status, course: Course<'_>, unknown: Option<&str>, n
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta name="robots" content="noindex";
-                title { (title(status)) }
+                title { (title(status, unknown)) }
                 noscript { meta http-equiv="refresh" content="5"; }
                 style nonce=(nonce) { (PreEscaped(STYLE)) }
             }
@@ -67,9 +67,9 @@ pub(super) fn html(status: &Status, course: Course<'_>, unknown: Option<&str>, n
     page.into_string()
 }
 
-fn title(status: &Status) -> String {
+fn title(status: &Status, unknown: Option<&str>) -> String {
     let worst = troubles(status).into_iter().map(|t| t.grade).max();
-    match worst {
+    match worst.max(unknown.map(|_| Grade::Bad)) {
         Some(Grade::Bad) => format!("! {} – syncagent", status.node),
         _ => format!("{} – syncagent", status.node),
     }
@@ -77,7 +77,7 @@ fn title(status: &Status) -> String {
 
 fn body(status: &Status, course: Course<'_>, unknown: Option<&str>) -> Markup {
     let out = status.trees.iter().filter_map(|t| t.nodes.first()).any(|own| !own.faults.is_empty());
-    let (class, says) = match (&status.drained, out) {
+    let (class, says) = match (&status.drained, out || unknown.is_some()) {
         (Some(_), _) => ("warn", "drained: takes no traffic"),
         (None, true) => ("bad", "takes no traffic"),
         (None, false) => ("good", "takes traffic"),

@@ -51,6 +51,31 @@ fn what_is_said_of_a_healthy_cluster_is_short() {
     assert!(!page.contains("class=\"bad\""));
 }
 
+/// `/ha/health` is 503 then.
+#[test]
+fn an_agent_that_hangs_is_not_said_to_take_traffic() {
+    let mut status = status();
+    status.trees.remove(0);
+    (status.certificate_days_left, status.drained) = (Some(400), None);
+    let fine = html(&status, &|_, _| vec![], None, "abc");
+    assert!(fine.contains("</span> takes traffic") && fine.contains("<title>app1"), "{fine}");
+    let page = html(&status, &|_, _| vec![], Some("the agent hangs"), "abc");
+    assert!(page.contains("</span> takes no traffic") && !page.contains("</span> takes traffic"), "{page}");
+    assert!(page.contains("<title>! app1"), "{page}");
+}
+
+/// People copy it.
+#[test]
+fn a_command_to_copy_is_that_command_whatever_a_peer_calls_its_plan() {
+    let mut status = status();
+    let plan = status.trees[0].nodes[0].plan.as_mut().unwrap();
+    plan.id = "x; touch /tmp/x\nreboot".into();
+    let said: Vec<String> = troubles(&status).into_iter().map(|t| t.what).collect();
+    let commands = said.iter().filter_map(|what| what.split_once("syncagent approve ")).map(|(_, args)| args);
+    let words: Vec<_> = commands.filter_map(shlex::split).collect();
+    assert_eq!(words, [["assets", "x; touch /tmp/x\\nreboot"]], "{said:?}");
+}
+
 /// Whatever a peer or a file name says stays text.
 #[test]
 fn no_text_of_anybody_becomes_markup() {

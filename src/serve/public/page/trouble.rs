@@ -1,6 +1,6 @@
 //! What is wrong, out of the whole status.
 
-use crate::model::{NodeStatus, RefreshState, State, Status, TreeStatus};
+use crate::model::{NodeStatus, RefreshState, State, Status, TreeStatus, escape};
 
 use super::text::count;
 
@@ -112,6 +112,12 @@ fn of_tree(tree: &TreeStatus, add: &mut Add<'_>) {
     }
 }
 
+/// One word for the shell into which it may be copied, whatever a peer sent.
+fn word(text: &str) -> String {
+    // fails for NUL only, which is escaped
+    shlex::try_quote(&escape(text.as_bytes())).map(String::from).unwrap_or_default()
+}
+
 fn of_node(tree: &TreeStatus, node: &NodeStatus, drained_here: bool, add: &mut Add<'_>) {
     let place = || format!("{} on {}", tree.name, node.node);
     // of this node it was said already
@@ -126,8 +132,12 @@ fn of_node(tree: &TreeStatus, node: &NodeStatus, drained_here: bool, add: &mut A
     let said = |text: &str| node.faults.iter().any(|fault| fault.contains(text));
     if let Some(plan) = &node.plan {
         let here = if node.connected { "" } else { ", on that node" };
-        let what =
-            format!("{}; to let it through{here}: syncagent approve {} {}", plan.reason, tree.name, plan.id);
+        let what = format!(
+            "{}; to let it through{here}: syncagent approve {} {}",
+            plan.reason,
+            word(&tree.name),
+            word(&plan.id)
+        );
         add(Grade::Warn, place(), what, node.error.as_ref().map(|e| e.for_ms));
     } else if let Some(error) = node.error.as_ref().filter(|e| !said(&e.what)) {
         let bad = matches!(node.state, State::Failed | State::Superseded | State::Incomplete);

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::super::cluster::{Agent, Cluster, eventually, free_port, until};
-use super::to_end;
+use super::{open, to_end};
 
 /// The nodes' addresses; loopback has many.
 const NODES: [(&str, &str); 2] = [("a", "127.0.0.11"), ("b", "127.0.0.12")];
@@ -111,6 +112,13 @@ fn request(port: u16) -> Option<u16> {
     to_end(&mut stream).split(' ').nth(1)?.parse().ok()
 }
 
+fn haproxy(config: &Path) -> Running {
+    let log = std::fs::File::create(config.with_extension("log")).unwrap();
+    let child =
+        Command::new("haproxy").arg("-db").arg("-f").arg(config).stdin(Stdio::null()).stderr(log).spawn();
+    Running(child.expect("haproxy, which tests/run installs"))
+}
+
 #[test]
 fn haproxy_drains_an_unfit_node_and_takes_it_back_and_no_request_fails() {
     let site = Site::new();
@@ -126,10 +134,7 @@ fn haproxy_drains_an_unfit_node_and_takes_it_back_and_no_request_fails() {
             ("192.0.2.12:8080", format!("{}:{server}", NODES[1].1)),
         ],
     );
-    let log = std::fs::File::create(site.c.path().join("haproxy.log")).unwrap();
-    let child =
-        Command::new("haproxy").arg("-db").arg("-f").arg(config).stdin(Stdio::null()).stderr(log).spawn();
-    let _haproxy = Running(child.expect("haproxy, which tests/run installs"));
+    let _haproxy = haproxy(&config);
     let ask = || assert_eq!(request(front), Some(200));
     until("haproxy", || request(front) == Some(200));
     let both = || {
@@ -155,6 +160,95 @@ fn haproxy_drains_an_unfit_node_and_takes_it_back_and_no_request_fails() {
     assert_eq!(site.served()[1], before, "a request reached the node while it was out");
     site.spoil(false);
     until("requests at both again", both);
+}
+
+/// What HAProxy says on its socket.
+fn haproxy_says(socket: &Path, command: &str) -> String {
+    let Ok(mut stream) = UnixStream::connect(socket) else { return String::new() };
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(format!("{command}\n").as_bytes()).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    said
+}
+
+/// The backends and their one server's operational state (0: stopped, 2: running), administrative state and weight.
+fn servers(socket: &Path) -> Vec<[String; 4]> {
+    let said = haproxy_says(socket, "show servers state");
+    let mut lines = said.lines().skip(1);
+    let names: Vec<&str> = lines.next().unwrap_or_default().trim_start_matches("# ").split(' ').collect();
+    let fields = ["be_name", "srv_op_state", "srv_admin_state", "srv_uweight"];
+    let field = |line: &str, name| {
+        let at = names.iter().position(|n| *n == name).unwrap();
+        line.split(' ').nth(at).unwrap().to_owned()
+    };
+    lines.filter(|line| !line.is_empty()).map(|line| fields.map(|name| field(line, name))).collect()
+}
+
+/// Without the check by HTTP, which would take the node out whatever the agent check says.
+#[test]
+fn haproxy_takes_a_faulty_node_out_by_the_agent_check_alone_and_obeys_no_word_of_the_reason() {
+    let c = Cluster::local();
+    c.source("a", "");
+    c.scratch.write("a/tree/x", "1");
+    let mood = c.path().join("mood");
+    let script = format!("if [ -e {0} ]; then cat {0} >&2; exit 1; fi", mood.display());
+    let refresh = "[[tree.t.refresh]]\nname = \"srv\"\nretry-max = \"100ms\"\nexec = [\"/bin/sh\", \"-c\", ";
+    c.mirror("b", "a", &format!("{refresh}{script:?}]\n"));
+    c.add("b", "[health]\nrefresh-failures = 1\n");
+    let port = open(&c, "b");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+
+    let (front, behind) = (free_port(), free_port());
+    server("127.0.0.1", behind);
+    let socket = c.path().join("haproxy.sock");
+    let config = c.path().join("alone.cfg");
+    let check = format!("agent-check agent-port {} agent-inter 50ms", port.check);
+    let lines = format!(
+        "global\n stats socket {} level admin\ndefaults\n mode http\n timeout connect 2s\n timeout client 9s\n timeout server 9s\n\
+         frontend web\n bind 127.0.0.1:{front}\n default_backend with-tcp\n\
+         backend with-tcp\n server b 127.0.0.1:{behind} check {check}\n\
+         backend alone\n server b 127.0.0.1:{behind} {check}\n",
+        socket.display()
+    );
+    std::fs::write(&config, lines).unwrap();
+    let _haproxy = haproxy(&config);
+    let are = |state: &str| {
+        let all = servers(&socket);
+        let as_meant = |[_, op, admin, weight]: &[String; 4]| (op == state) && admin == "0" && weight == "1";
+        all.len() == 2 && all.iter().all(as_meant)
+    };
+    until("both servers", || are("2") && request(front) == Some(200));
+
+    std::fs::write(&mood, "says0").unwrap();
+    c.scratch.write("a/tree/x", "2");
+    until("the fault", || port.check().contains("says0"));
+    for (i, words) in [
+        "the service is up but not yet warm",
+        "more than max-delete = 25% allows",
+        "put it in maint now, or drain, or stopped",
+        "up ready",
+        ",up,ready,50%,maxconn:1",
+        "# up #ready 10%",
+        "%s%n \"up\" \\ 'ready'",
+        &"up 25% ".repeat(40),
+    ]
+    .iter()
+    .enumerate()
+    {
+        // by a rename, so that the script never sees half of it
+        let next = c.path().join("next mood");
+        std::fs::write(&next, format!("says{i} {words}")).unwrap();
+        std::fs::rename(&next, &mood).unwrap();
+        let seen = format!("says{i} ");
+        until(words, || haproxy_says(&socket, "show stat").matches(&seen).count() == 2);
+        let all = servers(&socket);
+        assert!(are("0"), "{words}: {all:?}\n{}", haproxy_says(&socket, "show stat"));
+        assert_eq!(request(front), Some(503), "{words}");
+    }
+    std::fs::remove_file(&mood).unwrap();
+    until("both servers again", || are("2") && request(front) == Some(200));
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn with_a_source_that_never_answered_an_empty_node_stays_out_also_after_the_grac
     assert_eq!(b.own()["empty"], true);
     let ready = port.get("/readyz");
     assert_eq!((ready.status, ready.body.trim_end()), (503, EMPTY));
-    assert_eq!(port.check(), format!("ready down#{EMPTY}\n"));
+    assert_eq!(port.check(), format!("ready down #{EMPTY}\n"));
     // also after a restart
     b.stop();
     let b = start(&c);

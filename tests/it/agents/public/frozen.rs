@@ -89,7 +89,7 @@ fn with_the_disk_frozen_all_answers_come_at_once_and_the_lag_drains_the_node() {
     port.wait_for(503, "t: lag ", &b);
     let line = port.get("/ha/health").body;
     assert!(line.contains("is over max-lag 2 s"), "{line}");
-    assert!(port.check().contains("down#t: lag"), "{}", port.check());
+    assert!(port.check().contains("down #t: lag"), "{}", port.check());
     for path in ["/livez", "/readyz", "/status", "/metrics", "/"] {
         assert_eq!(port.get(path).status, 200, "{path}");
     }

@@ -47,7 +47,7 @@ fn a_lost_source_drains_nobody_unless_its_contact_age_is_limited() {
     let line = port.wait_for(503, "max-contact-age 2 s", &b);
     assert!(line.starts_with("t: contact-age "), "{line}");
     assert_eq!(line.matches('\n').count(), 1);
-    assert!(port.check().starts_with("ready down#t: contact-age"), "{}", port.check());
+    assert!(port.check().starts_with("ready down #t: contact-age"), "{}", port.check());
     assert_eq!(
         b.own()["faults"][0].as_str().unwrap().split_once(" is over").unwrap().1,
         " max-contact-age 2 s"
@@ -133,7 +133,7 @@ fn drift_drains_only_where_that_is_configured_which_a_reload_takes_over_at_once(
     b.signal(Signal::HUP);
     port.wait_for(503, "t: 1 paths were edited here", &b);
     assert_eq!(port.get("/ha/health?tree=t").status, 503);
-    assert_eq!(port.check(), "ready down#t: 1 paths were edited here\n");
+    assert_eq!(port.check(), "ready down #t: 1 paths were edited here\n");
     assert!(port.get("/metrics").body.contains("\nsyncagent_node_healthy 0\n"));
     assert_eq!((port.get("/livez").status, port.get("/readyz").status), (200, 200));
     until("the source knowing", || a.row("b")["faults"][0] == "t: 1 paths were edited here");

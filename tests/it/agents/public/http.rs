@@ -56,7 +56,53 @@ fn get_and_head_are_answered_as_load_balancers_write_them_and_nothing_else_is() 
     assert_eq!(port.ask(body).status, 413);
     let chunked = "GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
     assert_eq!(port.ask(chunked).status, 413);
+    for request in [body, chunked] {
+        assert!(port.ask(request).head.contains("cache-control: no-store"), "{request:?}");
+    }
+    for none in ["0", "00"] {
+        let empty =
+            format!("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {none}\r\n\r\n");
+        assert_eq!(port.ask(&empty).status, 200, "{none}");
+    }
+    for line in ["OPTIONS * HTTP/1.1", "CONNECT x:80 HTTP/1.1", "POST /nothing/here HTTP/1.1"] {
+        let answer = port.ask(&format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n"));
+        assert_eq!(answer.status, 405, "{line}");
+        assert!(answer.head.contains("allow: get,head"), "{answer:?}");
+        assert!(answer.head.contains("cache-control: no-store"), "{answer:?}");
+    }
+    let twice = port.get("/ha/health?tree=t&tree=t");
+    assert_eq!((twice.status, twice.body.as_str()), (400, "ask for one tree: /ha/health?tree=NAME\n"));
+    assert!(twice.head.contains("cache-control: no-store"), "{twice:?}");
     assert_eq!(port.ask("\0\0\0\r\n\r\n").status, 400);
+}
+
+/// The length in an answer's head.
+fn length(answer: &super::Answer) -> Option<&str> {
+    answer.head.lines().find_map(|line| line.strip_prefix("content-length: "))
+}
+
+#[test]
+fn head_says_the_length_that_get_has_also_in_lower_case() {
+    let (_c, _a, port) = alone();
+    for method in ["GET", "get", "HEAD", "head"] {
+        for rest in ["HTTP/1.0\r\n\r\n", "HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"] {
+            let answer = port.ask(&format!("{method} /ha/health {rest}"));
+            assert_eq!((answer.status, length(&answer)), (200, Some("3")), "{method} {rest:?}");
+        }
+    }
+}
+
+/// The time for a head is that for a head, also when its beginning came with the request before.
+#[test]
+fn the_beginning_of_a_next_request_does_not_count_as_idle() {
+    let (_c, _a, port) = alone();
+    let mut stream = port.connect();
+    let begun = Instant::now();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HT").unwrap();
+    let text = to_end(&mut stream);
+    assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 1, "{text}");
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(4)..Duration::from_secs(15)).contains(&took), "{took:?}");
 }
 
 #[test]
