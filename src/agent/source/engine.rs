@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::publish::Published;
 use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::role::{HoldOrder, Reply};
-use crate::agent::target::{Target, recover_all};
+use crate::agent::target::{Target, recover_source};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
 use crate::disk::{
@@ -290,7 +290,7 @@ impl Engine {
             Ok(Target { control: Some(control), lock, .. }) => {
                 // it may have been a mirror before
                 let keep = Keep { generations: self.tree.config.keep, bytes: self.tree.config.keep_bytes };
-                if recover_all(&control, &index, keep)?.is_some() {
+                if recover_source(&control, &index, keep)?.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }
                 // what a rollback had staged that was never decided
