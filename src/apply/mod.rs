@@ -10,6 +10,8 @@ mod control;
 mod file;
 mod finish;
 mod journal;
+#[cfg(test)]
+mod late_tests;
 mod mirror;
 mod ops;
 mod recall;

@@ -376,3 +376,48 @@ fn what_is_written_after_a_kill_where_the_commit_was_done_is_not_taken_when_noth
 fn what_is_written_after_a_kill_where_the_commit_was_done_is_not_taken_when_it_is_kept() {
     late_stays("3", 0x5eed_0009);
 }
+
+#[test]
+fn what_failed_before_a_kill_is_told_by_the_run_that_finishes_the_commit() {
+    let bed = Bed::new(1);
+    let (mut told, mut again) = (0, 0);
+    let args = ["--keep", "0"];
+    let fails = ["-e".to_owned(), "inject=renameat2:error=EPERM:when=5".to_owned()];
+    bed.sync(Side::A, &args).code(0);
+    let counts = count_calls(&bed.command(Side::B, &args), &["unlinkat", "fsync"], &[]);
+    for (call, total) in counts {
+        for nth in Rng::new(0x5eed_000a).spread(total, rounds(24, 100_000)) {
+            bed.sync(Side::A, &args).code(0);
+            let out = crate::crash::traced(
+                &bed.command(Side::B, &args),
+                &[
+                    &fails[..],
+                    &["-e".to_owned(), format!("inject={call}:signal=KILL:when={nth}")],
+                    &["-e".to_owned(), format!("trace=renameat2,{call}")],
+                ]
+                .concat(),
+            );
+            let out = { out }.output().unwrap();
+            if !crate::crash::was_killed(out.status) {
+                continue;
+            }
+            let own = |name: &str| bed.dst.join(".syncagent").join(name).exists();
+            let decided = own("journal") && !own("stage");
+            let what = format!("at {call} {nth} of {total}");
+            assert!(!decided || own("unplaced"), "{what}: nobody knows what failed");
+            let all_done = decided || own("unplaced") && !own("journal");
+            let mut recover = bed.recover_command();
+            recover.args(args);
+            let ran = crate::support::Ran::from(recover.output().unwrap());
+            let says =
+                ran.err.contains("the commit that was interrupted") && ran.err.contains("not permitted");
+            assert_eq!(says, all_done, "{what}: {ran:?}");
+            told += usize::from(says);
+            again += usize::from(!says);
+            assert!(!own("unplaced"), "{what}: it is told once");
+        }
+    }
+    assert!(told > 5 && again > 5, "{told} {again}");
+    bed.sync(Side::B, &args).code(0);
+    bed.assert_is(Side::B, "at the end");
+}

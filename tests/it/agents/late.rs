@@ -1,29 +1,43 @@
 //! A rollback on a source that a crash interrupts: what somebody writes before the next start stays.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::cluster::{Agent, Cluster};
-use super::rollback::{id, published, settled};
+use serde_json::Value;
+
+use super::cluster::{Agent, Cluster, eventually, until};
+use super::rollback::id;
 use crate::support::needs_root;
 
 const FILES: usize = 4;
 
+/// Waits until everything is published. With `keep = 0` nothing is kept that could be waited for.
+#[track_caller]
+fn settled(agent: &Agent, keep: u32) {
+    let mut last = Value::Null;
+    let done = eventually(|| {
+        last = agent.tree();
+        last["nodes"][0]["state"] == "current"
+            && last["unpublished_age_ms"].is_null()
+            && last["head"].is_object()
+            && (keep == 0 || super::rollback::retention(agent)["up_to"] == last["head"])
+    });
+    assert!(done, "{last:#}\n{}", agent.log_tail());
+}
+
 /// Kills the agent at the `nth` call of `call` that one of its threads makes from now on.
-fn kill_at(agent: &Agent, call: &str, nth: usize) -> std::process::Child {
-    let mut strace = Command::new("strace")
+fn kill_at(c: &Cluster, agent: &Agent, call: &str, nth: usize) -> Child {
+    let says = c.path().join("strace.log");
+    let strace = Command::new("strace")
         .args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}")])
         .args(["-e", &format!("inject={call}:signal=KILL:when={nth}")])
         .args(["-p", &agent.pid().as_raw_nonzero().to_string()])
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(std::fs::File::create(&says).unwrap())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(strace.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains("attached"), "{line}");
+    until("strace", || std::fs::read_to_string(&says).unwrap().contains("attached"));
     strace
 }
 
@@ -40,7 +54,7 @@ fn late_stays(keep: u32) {
         c.scratch.write(base(n), "first");
     }
     let mut a = c.start("a");
-    settled(&a);
+    settled(&a, keep);
     let b = c.start("b");
     let first = a.tree()["head"].clone();
     let names: Vec<String> =
@@ -54,8 +68,9 @@ fn late_stays(keep: u32) {
             for name in &names {
                 c.scratch.write(format!("a/tree/{name}"), format!("{name} {round}"));
             }
-            published(&a, &before);
-            let mut strace = kill_at(&a, call, nth);
+            until("a publication", || a.tree()["head"] != before);
+            settled(&a, keep);
+            let mut strace = kill_at(&c, &a, call, nth);
             let ran = a.order(&["rollback", "t", "--to", &id(&first)]);
             if ran.code == 0 {
                 // no call of that number: the end
@@ -79,7 +94,7 @@ fn late_stays(keep: u32) {
             }
             written += late.len();
             a = c.start("a");
-            settled(&a);
+            settled(&a, keep);
             let what = format!("keep {keep}, at {call} {nth}");
             c.assert_converges(&a, &b, ("a", "b"));
             for (name, content) in late {
