@@ -177,3 +177,47 @@ fn what_did_not_come_into_place_is_handed_on_once_and_only_for_its_commit() {
     let taken = super::recover(&control, None, 8, true, super::Late::Stays).unwrap().unwrap();
     assert!(taken.errors[0].error.contains("damaged"), "{taken:?}");
 }
+
+/// A crash right after the drift was taken out of the directory `stage`, before the rest was put away: by that
+/// directory nothing tells any more that `f` was removed.
+fn drift_was_set_aside(stage: &[u8]) -> (Option<String>, super::Committed) {
+    let tmp = tempfile::tempdir().unwrap();
+    let control = Control::open(tmp.path()).unwrap();
+    let marker = super::Marker::new();
+    control.set_marker(&marker).unwrap();
+    let at = |name: &str| tmp.path().join(name);
+    for name in ["f", "g"] {
+        fs::write(at(name), "old").unwrap();
+    }
+    let id = |name: &str| Ident::of(&control.root.stat(name).unwrap());
+    let records = ["f", "g"].map(|name| Record::Remove { path: path(name), old: id(name), row: 0 });
+    let mut journal = super::journal::JournalWriter::create(&control.dir).unwrap();
+    journal.add(&Record::Begin { tree: marker.id.clone(), seq: 1, staging: None }).unwrap();
+    records.iter().for_each(|r| journal.add(r).unwrap());
+    drop(journal.finish(&control.dir).unwrap());
+    // somebody changed it under the commit's hands
+    fs::write(at("f"), "drift").unwrap();
+    let displaced = control.dir.ensure_dir(stage, 0o700).unwrap();
+    for name in [b"f", b"g"] {
+        control.root.rename(name, &displaced, name).unwrap();
+    }
+    super::trash::set_aside(&control, &displaced, 1, &[path("f")]).unwrap();
+    fs::write(at("f"), "written after the crash").unwrap();
+    let done = super::recover(&control, None, 0, true, super::Late::Displaced).unwrap().unwrap();
+    assert_eq!(fs::read_to_string(at(".syncagent/trash/1/drift/f")).unwrap(), "drift");
+    assert_eq!(fs::read_to_string(at(".syncagent/trash/1/tree/g")).unwrap(), "old");
+    for left in ["journal", "stage", "stage.done"] {
+        assert!(!at(".syncagent").join(left).exists(), "{left} is left");
+    }
+    (fs::read_to_string(at("f")).ok(), done)
+}
+
+#[test]
+fn what_is_written_where_drift_was_already_set_aside_stays() {
+    let (f, done) = drift_was_set_aside(super::control::DONE_STAGE);
+    assert_eq!(f.as_deref(), Some("written after the crash"));
+    assert!(done.errors.is_empty() && done.drift.is_empty(), "{done:?}");
+    // had the directory still its first name, it would be taken for something that has yet to go
+    let (f, done) = drift_was_set_aside(super::control::STAGE);
+    assert_eq!((f, &done.drift[..]), (None, &[path("f")][..]));
+}
