@@ -4,12 +4,15 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::apply::{Committed, Control, Keep, LOCK, recover, recover_swap};
+use crate::apply::{Committed, Control, Keep, LOCK, Late, recover, recover_swap};
 use crate::disk::{Dir, Lock, Locked, ensure_dir_all};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{TreePath, escaped};
 use crate::plan::CONTROL_DIR;
 use crate::scan::Index;
+
+/// More errors of a finished commit are only counted in the log.
+const MAX_LOGGED: usize = 20;
 
 /// The destination, locked.
 pub(super) struct Target {
@@ -90,11 +93,27 @@ fn busy(shown: &str, holder: Option<crate::disk::Holder>) -> Error {
     Error::new(Class::Busy, format!("{shown} is locked {by}"))
 }
 
-/// Finishes what a crash left: a swap, a commit.
+/// Finishes what a crash left in a tree that follows another: a swap, a commit. `Some`: there was something.
+/// Its `errors` are what of it did not come into place; they are logged.
 pub(super) fn recover_all(control: &Control, index: &Index, keep: Keep) -> Result<Option<Committed>> {
+    finish(control, index, keep, Late::Displaced)
+}
+
+/// The same for a source's own tree: what somebody wrote there since the crash stays.
+pub(super) fn recover_source(control: &Control, index: &Index, keep: Keep) -> Result<Option<Committed>> {
+    finish(control, index, keep, Late::Stays)
+}
+
+fn finish(control: &Control, index: &Index, keep: Keep, late: Late) -> Result<Option<Committed>> {
     let keep = keep.generations > 0;
     let swapped = recover_swap(control, index, keep)?;
     let seq = control.marker()?.map_or(0, |m| m.seq);
-    let done = recover(control, Some(index), seq, keep)?;
+    let done = recover(control, Some(index), seq, keep, late)?;
+    for e in done.iter().flat_map(|done| &done.errors).take(MAX_LOGGED) {
+        tracing::warn!("{}: the commit that was interrupted: {}: {}", control.shown(), e.path, e.error);
+    }
+    if let Some(done) = done.as_ref().filter(|done| done.errors.len() > MAX_LOGGED) {
+        tracing::warn!("{}: and {} more paths", control.shown(), done.errors.len() - MAX_LOGGED);
+    }
     Ok(done.or_else(|| swapped.then(Committed::default)))
 }

@@ -1,5 +1,6 @@
 //! Carries out a journal: every record is a rename or a change of attributes that can be repeated, so a
-//! crash at any point is healed by carrying the whole journal out again.
+//! crash in the middle of them is healed by carrying the whole journal out again. Once all are done that
+//! is over (see [`super::finish`]): what somebody writes after that is not the commit's.
 //!
 //! Order: new names, moves, replacements, what shall come last (`order`), removals, attributes (directories last, deepest first); then a
 //! sync; then a look at everything that was displaced. What is not what the plan expected is drift and
@@ -11,12 +12,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::control::{Control, OLD_STAGE, STAGE};
-use super::journal::{Ident, Journal, Record, SetAttrs};
+use super::control::{Control, DONE_STAGE, STAGE};
+use super::journal::{Ident, Journal, Record};
 use super::ops::Ops;
 use super::stage::Staged;
-use super::trash;
-use crate::disk::{Dir, Stat, now, remove_tree};
+use super::unplaced::Unplaced;
+use crate::disk::{Dir, Stat, now};
 use crate::error::{Class, Context as _, Error, PathError, Result};
 use crate::model::{Digest, Kind, Name, TreePath};
 use crate::scan::{Index, changed_within};
@@ -49,7 +50,7 @@ pub struct Committed {
     /// Digests of what was put in place one by one.
     pub(crate) known: HashMap<TreePath, KnownFile>,
     /// When the last rename was done.
-    at: crate::model::Mtime,
+    pub(super) at: crate::model::Mtime,
 }
 
 impl Committed {
@@ -89,7 +90,7 @@ pub fn commit(
         control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
     }
     let mut journal = staged.journal.finish(&control.dir)?;
-    let mut run = Run::new(control, &mut journal, false)?;
+    let mut run = Run::new(control, &mut journal, None)?;
     run.before()?;
     if let Some(at) = staged.at {
         wait_for_clock(at);
@@ -98,7 +99,18 @@ pub fn commit(
     run.finish(Some(index), seq, keep, staged.synced)
 }
 
-/// Carries out the journal that a crash left, when there is one.
+/// What becomes of what somebody wrote, after a commit was decided, at a path that a crash kept it from reaching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// The commit goes on as if there had been no crash: what it did not expect is displaced, as drift.
+    Displaced,
+    /// It stays in the tree. What the commit would have put there is dropped, with an error of that path.
+    Stays,
+}
+
+/// Carries out the journal that a crash left, when there is one. What was done before the crash is not done
+/// again. Gives its errors too, those of before the crash included, also when all that was left was to hand
+/// them on: what was decided is then not completely in place.
 ///
 /// # Errors
 /// As [`commit`]; the journal then stays.
@@ -107,9 +119,10 @@ pub fn recover(
     index: Option<&Index>,
     marker_seq: u64,
     keep: bool,
+    late: Late,
 ) -> Result<Option<Committed>> {
     let Some(mut journal) = Journal::pending(&control.dir)? else {
-        return Ok(None);
+        return Unplaced::take(control, marker_seq);
     };
     let mut seq = None;
     journal.each(&mut |record| {
@@ -121,10 +134,15 @@ pub fn recover(
     let seq = seq.ok_or_else(|| Error::integrity("the journal does not say whose it is"))?;
     if seq <= marker_seq {
         Journal::remove(&control.dir)?;
-        return Ok(None);
+        return Unplaced::take(control, seq);
     }
-    let mut run = Run::new(control, &mut journal, true)?;
-    run.renames()?;
+    let mut run = Run::new(control, &mut journal, Some(late))?;
+    if run.renamed {
+        run.unplaced(Unplaced::read(control, seq));
+    } else {
+        run.protect(index)?;
+        run.renames()?;
+    }
     run.finish(index, seq, keep, false).map(Some)
 }
 
@@ -135,10 +153,6 @@ pub(super) fn wait_for_clock(since: crate::model::Mtime) {
     if (0..step).contains(&passed) {
         std::thread::sleep(Duration::from_nanos((step - passed) as u64));
     }
-}
-
-fn parent(path: &TreePath) -> TreePath {
-    path.parent().unwrap_or_default()
 }
 
 /// Makes the names in `dirs` below `home`/`name` durable, and those of the directories above them.
@@ -203,24 +217,29 @@ fn phase_of(record: &Record) -> Option<Phase> {
     })
 }
 
-struct Run<'a> {
-    control: &'a Control,
-    journal: &'a mut Journal,
-    /// `None`: gone already, so all renames are done.
-    stage: Option<Dir>,
-    home: Dir,
-    again: bool,
-    drift: BTreeSet<TreePath>,
+pub(super) struct Run<'a> {
+    pub(super) control: &'a Control,
+    pub(super) journal: &'a mut Journal,
+    /// What is staged or displaced; `None`: all of it is put away.
+    pub(super) stage: Option<Dir>,
+    pub(super) home: Dir,
+    /// All renames are done, before a crash.
+    pub(super) renamed: bool,
+    /// After a crash.
+    pub(super) again: Option<Late>,
+    /// Directories that shall go and have something in them that came since.
+    grown: BTreeSet<TreePath>,
+    pub(super) drift: BTreeSet<TreePath>,
     /// In no published state.
-    aside: BTreeSet<TreePath>,
-    errors: Vec<PathError>,
-    failed: BTreeSet<TreePath>,
-    known: HashMap<TreePath, KnownFile>,
+    pub(super) aside: BTreeSet<TreePath>,
+    pub(super) errors: Vec<PathError>,
+    pub(super) failed: BTreeSet<TreePath>,
+    pub(super) known: HashMap<TreePath, KnownFile>,
     records: u64,
 }
 
 impl<'a> Run<'a> {
-    fn new(control: &'a Control, journal: &'a mut Journal, again: bool) -> Result<Self> {
+    fn new(control: &'a Control, journal: &'a mut Journal, again: Option<Late>) -> Result<Self> {
         let mut staging = None;
         let mut aside = BTreeSet::new();
         let mut count = 0;
@@ -234,17 +253,23 @@ impl<'a> Run<'a> {
             Ok(())
         })?;
         let home = control.stage_home_of(staging.as_deref())?;
-        let stage = match home.open_child(STAGE) {
-            Ok(stage) => Some(stage),
-            Err(Errno::NOENT) => None,
-            Err(e) => return Err(e).context(|| "open the staging directory".into()),
+        let open = |name| match home.open_child(name) {
+            Ok(stage) => Ok(Some(stage)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e).context(|| "open the staging directory".into()),
+        };
+        let (stage, renamed) = match open(STAGE)? {
+            None => (open(DONE_STAGE)?, true),
+            stage => (stage, false),
         };
         Ok(Self {
             control,
             journal,
             stage,
             home,
+            renamed,
             again,
+            grown: BTreeSet::new(),
             drift: BTreeSet::new(),
             aside,
             errors: Vec::new(),
@@ -270,6 +295,42 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Takes over what is known of the errors of before the crash.
+    fn unplaced(&mut self, before: Option<Unplaced>) {
+        let committed = before.map(Committed::from).unwrap_or_default();
+        self.errors = committed.errors;
+        self.failed = committed.failed;
+    }
+
+    /// Where late content stays: finds the directories that shall go and have some in them.
+    fn protect(&mut self, index: Option<&Index>) -> Result<()> {
+        let (Some(Late::Stays), Some(index)) = (self.again, index) else {
+            return Ok(());
+        };
+        let mut dirs = Vec::new();
+        self.journal.each(&mut |record| {
+            if let Record::Remove { path, old, row } | Record::Put { path, old: Some(old), row, .. } = record
+                && old.kind == Kind::Dir
+                && row != 0
+            {
+                dirs.push((path, old, row));
+            }
+            Ok(())
+        })?;
+        let mut tree = Cached::new(&self.control.root);
+        for (path, old, row) in dirs {
+            let (parent, name) = path.split();
+            // another directory is none of ours in any case; of one that the index does not know nothing can be said
+            if index.row(row)?.is_some()
+                && tree.at(parent).and_then(|dir| dir.stat(name)).is_ok_and(|stat| old.is(&stat))
+                && !changed_within(&self.control.root, &path, row, index)?.is_empty()
+            {
+                self.grown.insert(path);
+            }
+        }
+        Ok(())
+    }
+
     fn renames(&mut self) -> Result<()> {
         let Some(stage) = &self.stage else {
             return Ok(());
@@ -277,7 +338,9 @@ impl<'a> Run<'a> {
         let mut ops = Ops {
             tree: Cached::new(&self.control.root),
             stage: Cached::new(stage),
-            again: self.again,
+            again: self.again.is_some(),
+            late_stays: self.again == Some(Late::Stays),
+            grown: &self.grown,
             drift: &mut self.drift,
         };
         // decoded once, ordered by phase: nothing but renames happens in between
@@ -323,130 +386,6 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
-    }
-
-    /// `few`: syncs only what the records changed.
-    fn finish(mut self, index: Option<&Index>, seq: u64, keep: bool, few: bool) -> Result<Committed> {
-        let control = self.control;
-        let at = now();
-        if few && self.sync_changed().is_ok() { Ok(()) } else { control.dir.sync_fs() }
-            .context(|| format!("sync the file system of {}", control.shown()))?;
-        let displaced = self.after(index)?;
-        let drift: Vec<TreePath> = self.drift.iter().cloned().collect();
-        if let Some(stage) = &self.stage {
-            trash::set_aside(control, stage, seq, self.drift.union(&self.aside))?;
-            if displaced && keep {
-                trash::keep(control, &self.home, seq)?;
-            }
-            control.dir.sync().context(|| format!("sync {}/.syncagent", control.shown()))?;
-        }
-        for name in [STAGE, OLD_STAGE] {
-            remove_tree(&self.home, name)
-                .context(|| format!("empty the staging directory of {}", control.shown()))?;
-        }
-        if let Some(mut marker) = control.marker()? {
-            marker.seq = seq;
-            control.set_marker(&marker)?;
-        }
-        Journal::remove(&control.dir)?;
-        self.errors.sort();
-        Ok(Committed { drift, errors: self.errors, failed: self.failed, known: self.known, at })
-    }
-
-    /// Makes the directories durable in which names changed, on both sides, and the attributes that were set.
-    fn sync_changed(&mut self) -> rustix::io::Result<()> {
-        let mut parents = BTreeSet::new();
-        let mut files = Vec::new();
-        let read = self.journal.each(&mut |record| {
-            match record {
-                Record::Put { path, .. } | Record::Remove { path, .. } => drop(parents.insert(parent(&path))),
-                Record::Move { from, path, id, attrs, .. } => {
-                    parents.insert(parent(&from));
-                    parents.insert(parent(&path));
-                    match id.kind {
-                        _ if attrs == SetAttrs::default() => {}
-                        Kind::Dir => drop(parents.insert(path)),
-                        Kind::File | Kind::Link => files.push(path),
-                    }
-                }
-                Record::Attrs { path, id: Some(_), .. } => files.push(path),
-                Record::Attrs { path, .. } | Record::Open { path } => drop(parents.insert(path)),
-                Record::Begin { .. } | Record::End { .. } | Record::Aside { .. } => {}
-            }
-            Ok(())
-        });
-        if read.is_err() {
-            return self.control.dir.sync_fs();
-        }
-        for path in files {
-            let (dir, name) = path.split();
-            let dir = TreePath::new(dir).map_err(|_| Errno::INVAL)?;
-            // a link cannot be opened, and needs the file system's sync
-            rustix::fs::fsync(self.control.root.open(&dir)?.open_file(name)?)?;
-        }
-        for path in &parents {
-            match self.control.root.open(path) {
-                Ok(dir) => dir.sync()?,
-                Err(Errno::NOENT | Errno::NOTDIR) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        // what was displaced came into the staging directory in the same renames
-        Ok(())
-    }
-
-    /// Looks at everything that was displaced; says whether there is anything but drift.
-    fn after(&mut self, index: Option<&Index>) -> Result<bool> {
-        let Some(stage) = &self.stage else {
-            return Ok(false);
-        };
-        let mut there = Cached::new(stage);
-        let drift = &mut self.drift;
-        let (failed, aside) = (&self.failed, &self.aside);
-        let mut any = false;
-        let mut dirs = Vec::new();
-        self.journal.each(&mut |record| {
-            let (path, old, row, put) = match record {
-                Record::Put { path, old, row, new, .. } => (path, old, row, Some(new)),
-                Record::Remove { path, old, row } => (path, Some(old), row, None),
-                Record::Move { path, .. } => (path, None, 0, None),
-                _ => return Ok(()),
-            };
-            let (parent, name) = path.split();
-            let stat = match there.at(parent).and_then(|dir| dir.stat(name)) {
-                Ok(stat) => stat,
-                Err(_) => {
-                    // nothing was displaced
-                    drift.remove(&path);
-                    return Ok(());
-                }
-            };
-            if failed.contains(&path) && put.is_some_and(|new| new.is(&stat)) {
-                // never got into place
-                drift.remove(&path);
-                return there
-                    .at(parent)
-                    .and_then(|dir| remove_tree(dir, name))
-                    .context(|| format!("unstage {path}"));
-            }
-            match old {
-                Some(old) if old.is(&stat) => {
-                    any |= !drift.contains(&path) && !aside.contains(&path);
-                    if old.kind == Kind::Dir && row != 0 {
-                        dirs.push((path, row));
-                    }
-                }
-                _ => drop(drift.insert(path)),
-            }
-            Ok(())
-        })?;
-        if let Some(index) = index {
-            for (path, row) in dirs {
-                let changed = changed_within(stage, &path, row, index)?;
-                drift.extend(changed);
-            }
-        }
-        Ok(any)
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::unplaced::Unplaced;
 use crate::disk::{Dir, FsClass, MountId, remove_tree, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Digest, GenId, escaped};
@@ -16,11 +17,15 @@ use crate::plan::CONTROL_DIR;
 const MARKER: &str = "tree";
 const PIN: &str = "source";
 const SWAP: &str = "swap";
+/// What of the last commit did not come into place.
+const UNPLACED: &str = "unplaced";
 /// The configured staging directory that was used last.
 const STAGING: &str = "staging";
 /// Where new content is brought, and what was displaced lies until it is trash.
 pub(crate) const STAGE: &[u8] = b"stage";
 pub(crate) const OLD_STAGE: &[u8] = b"stage.old";
+/// The same once all renames of the commit are done: what is in it was displaced.
+pub(crate) const DONE_STAGE: &[u8] = b"stage.done";
 /// Large files that are not whole yet, each under its digest.
 pub(crate) const PARTIAL: &[u8] = b"partial";
 /// The lock's file.
@@ -173,7 +178,7 @@ impl Control {
         if let Some(path) = noted.as_deref().map(|p| Path::new(std::ffi::OsStr::from_bytes(p)))
             && let Ok(dir) = Dir::open_root(path)
         {
-            for name in [STAGE, OLD_STAGE, PARTIAL] {
+            for name in [STAGE, OLD_STAGE, DONE_STAGE, PARTIAL] {
                 remove_tree(&dir, name)
                     .context(|| format!("empty the former staging path {}", escaped(path)))?;
             }
@@ -273,6 +278,23 @@ impl Control {
         match self.dir.unlink(SWAP.as_bytes()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e).context(|| format!("finish the swap of {}", self.shown())),
+        }
+    }
+
+    pub(super) fn unplaced(&self) -> Result<Option<Unplaced>> {
+        self.read(UNPLACED)
+    }
+
+    pub(super) fn set_unplaced(&self, unplaced: &Unplaced) -> Result<()> {
+        self.write(UNPLACED, unplaced)
+    }
+
+    pub(super) fn drop_unplaced(&self) -> Result<()> {
+        let cannot = || format!("remove {}/.syncagent/{UNPLACED}", self.shown());
+        match self.dir.unlink(UNPLACED.as_bytes()) {
+            Ok(()) => self.dir.sync().context(cannot),
+            Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e).context(cannot),
         }
     }
 

@@ -2,21 +2,25 @@
 //! forward after a crash.
 //!
 //! Order: staged data and attributes written → synced → journal written and synced → renames → synced →
-//! done mark. What a rename displaces stays in the staging directory under its own path, and that
+//! the staging directory renamed (nothing in the tree is touched from here on) → done mark. What a rename displaces stays in the staging directory under its own path, and that
 //! directory then becomes the trash, so nothing is copied twice and nothing is unlinked in between.
 
 mod commit;
 mod control;
 mod file;
+mod finish;
 mod journal;
+#[cfg(test)]
+mod late_tests;
 mod mirror;
 mod ops;
 mod recall;
 mod stage;
 mod swap;
 mod trash;
+mod unplaced;
 
-pub use commit::{Committed, commit, recover};
+pub use commit::{Committed, Late, commit, recover};
 pub(crate) use control::LOCK;
 pub use control::{Control, Marker, Pin, PinnedMount, SyncMark};
 pub(crate) use file::write_all;

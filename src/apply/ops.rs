@@ -16,6 +16,10 @@ pub(super) struct Ops<'r> {
     pub(super) stage: Cached<'r>,
     /// Carried out before, at least in part.
     pub(super) again: bool,
+    /// What somebody wrote since then stays.
+    pub(super) late_stays: bool,
+    /// Directories with something in them that must stay.
+    pub(super) grown: &'r BTreeSet<TreePath>,
     pub(super) drift: &'r mut BTreeSet<TreePath>,
 }
 
@@ -28,16 +32,21 @@ impl Ops<'_> {
     /// Carries a record out; gives the state after setting attributes.
     pub(super) fn run(&mut self, record: &Record) -> rustix::io::Result<Option<Stat>> {
         match record {
-            Record::Put { path, new, old, .. } => self.put(path, new, old.is_some()).map(|()| None),
+            Record::Put { path, new, old, .. } => self.put(path, new, old.as_ref()).map(|()| None),
             Record::Move { from, path, id, attrs, .. } => self.moved(from, path, id, attrs),
-            Record::Remove { path, .. } => self.remove(path).map(|()| None),
+            Record::Remove { path, old, .. } => self.remove(path, old).map(|()| None),
             Record::Open { path } => self.open(path).map(|()| None),
             Record::Attrs { path, id, attrs, .. } => self.attrs(path, id.as_ref(), attrs),
             Record::Begin { .. } | Record::End { .. } | Record::Aside { .. } => Ok(None),
         }
     }
 
-    pub(super) fn put(&mut self, path: &TreePath, new: &Ident, replaces: bool) -> rustix::io::Result<()> {
+    pub(super) fn put(
+        &mut self,
+        path: &TreePath,
+        new: &Ident,
+        old: Option<&Ident>,
+    ) -> rustix::io::Result<()> {
         let (parent, name) = path.split();
         let stage = match self.stage.at(parent) {
             // its directory was staged under another name that is in place already
@@ -53,6 +62,16 @@ impl Ops<'_> {
             }
         }
         let tree = self.tree.at(parent)?;
+        if self.late_stays {
+            match tree.stat(name) {
+                Ok(stat) if !old.is_some_and(|old| old.is(&stat)) || self.grown.contains(path) => {
+                    return Err(Errno::AGAIN);
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let replaces = old.is_some();
         let first = if replaces { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         let other = if replaces { RenameFlags::NOREPLACE } else { RenameFlags::EXCHANGE };
         match stage.rename_with(name, tree, name, first) {
@@ -63,7 +82,7 @@ impl Ops<'_> {
         }
     }
 
-    pub(super) fn remove(&mut self, path: &TreePath) -> rustix::io::Result<()> {
+    pub(super) fn remove(&mut self, path: &TreePath, old: &Ident) -> rustix::io::Result<()> {
         let (parent, name) = path.split();
         let stage = self.stage.at(parent)?;
         if self.again && stage.stat(name).is_ok() {
@@ -73,6 +92,16 @@ impl Ops<'_> {
             Err(Errno::NOENT) => return Ok(()),
             tree => tree?,
         };
+        if self.late_stays {
+            match tree.stat(name) {
+                Ok(stat) if old.is(&stat) && !self.grown.contains(path) => {}
+                // what was to go, with something in it that is not
+                Ok(stat) if stat.id.ino == old.ino => return Err(Errno::AGAIN),
+                // it is gone, and this is another
+                Ok(_) | Err(Errno::NOENT) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
         match tree.rename_with(name, stage, name, RenameFlags::NOREPLACE) {
             Err(Errno::NOENT) => Ok(()),
             Err(e) if no_flags(e) => match tree.rename(name, stage, name) {
@@ -108,6 +137,9 @@ impl Ops<'_> {
                 Ok(stat) if id.is(&stat) => {}
                 Ok(_) | Err(Errno::NOENT) => return Err(Errno::AGAIN),
                 Err(e) => return Err(e),
+            }
+            if there.is_some() && self.late_stays {
+                return Err(Errno::AGAIN);
             }
             if there.is_some() {
                 // somebody made this name meanwhile

@@ -5,7 +5,7 @@
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
-use super::control::{Control, STAGE};
+use super::control::Control;
 use crate::disk::{Dir, remove_tree, tree_size};
 use crate::error::{Context as _, Result};
 use crate::model::TreePath;
@@ -114,9 +114,9 @@ pub(crate) fn set_aside<'p>(
     Ok(())
 }
 
-/// Makes what is left in the staging directory this commit's generation.
-pub(crate) fn keep(control: &Control, home: &Dir, seq: u64) -> Result<()> {
-    put_away(control, home, STAGE, seq)
+/// Makes what is left in `home`/`name`, what a commit displaced, its generation.
+pub(crate) fn keep(control: &Control, home: &Dir, name: &[u8], seq: u64) -> Result<()> {
+    put_away(control, home, name, seq)
 }
 
 /// Puts a whole replaced tree into the trash.

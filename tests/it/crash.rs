@@ -297,7 +297,7 @@ impl Bed {
     /// Nothing of a run is left where it stages.
     #[track_caller]
     pub(crate) fn assert_nothing_staged(&self, what: &str) {
-        for name in ["stage", "stage.old", "journal"] {
+        for name in ["stage", "stage.old", "stage.done", "unplaced", "journal"] {
             let left = self.dst.join(".syncagent").join(name);
             assert!(!left.exists(), "{what}: {name} is left");
         }

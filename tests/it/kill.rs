@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::crash::{
-    Bed, Rng, Side, Tree, count_calls, difference, half, kill_after, kill_at, measure, rounds,
+    Bed, Node, Rng, Side, Tree, count_calls, difference, half, kill_after, kill_at, measure, rounds,
 };
 
 /// What became of the kills of a campaign.
@@ -305,4 +305,119 @@ fn killed_on_a_file_system_without_exchange_nothing_is_half_written_or_lost() {
     eprintln!("without EXCHANGE: {:?}", c.tally);
     assert!(c.tally.killed * 10 > c.tally.rounds * 8, "{:?}", c.tally);
     assert!(c.tally.mixed >= 20, "{:?}", c.tally);
+}
+
+/// Writes a file at each name that the crash found deleted, and that only the old tree has.
+fn write_late(bed: &Bed, old: &Tree, new: &Tree) -> Vec<(std::path::PathBuf, String)> {
+    let now = bed.now();
+    let mut late = Vec::new();
+    for (path, item) in old {
+        let gone = matches!(item.node, Node::File(_)) && !now.contains_key(path) && !new.contains_key(path);
+        // what is in a directory that has yet to go is displaced with it, as drift
+        let free = path.ancestors().skip(1).all(|dir| {
+            let dir_is = |tree: &Tree| tree.get(dir).map(|i| matches!(i.node, Node::Dir));
+            match dir_is(&now) {
+                None => dir_is(new).is_none(),
+                Some(is) => is && dir_is(new) == Some(true),
+            }
+        });
+        if gone && free {
+            let at = bed.dst.join(path);
+            let content = format!("late {}", path.display());
+            std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+            std::fs::write(at, &content).unwrap();
+            late.push((path.clone(), content));
+        }
+    }
+    late
+}
+
+fn late_stays(keep: &str, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let bed = Bed::new(2);
+    let args = ["--keep", keep];
+    bed.sync(Side::A, &args).code(0);
+    let counts = count_calls(&bed.command(Side::B, &args), &["unlinkat", "renameat2", "fsync"], &[]);
+    let (old, new) = (bed.tree(Side::A), bed.tree(Side::B));
+    let (mut written, mut hit) = (0, 0);
+    for (call, total) in counts {
+        for nth in rng.spread(total, rounds(16, 100_000)) {
+            bed.sync(Side::A, &args).code(0);
+            let what = format!("keep {keep}, at {call} {nth} of {total}");
+            hit += usize::from(kill_at(&bed.command(Side::B, &args), &call, nth, &[]));
+            let late = write_late(&bed, old, new);
+            // a recovery that is killed, too, and one that is not
+            let mut recover = bed.recover_command();
+            recover.args(args);
+            if rng.one_in(2) {
+                kill_at(&recover, &call, 1 + rng.below(6), &[]);
+            }
+            let ran = crate::support::Ran::from(recover.output().unwrap());
+            assert!(matches!(ran.code, 0 | 4), "{what}: {ran:?}");
+            for (path, content) in &late {
+                let there = std::fs::read_to_string(bed.dst.join(path));
+                assert_eq!(there.ok().as_ref(), Some(content), "{what}: {}: {ran:?}", path.display());
+            }
+            written += late.len();
+        }
+    }
+    assert!(hit > 20 && written > 60, "{hit} {written}");
+    bed.sync(Side::B, &args).code(0);
+    bed.assert_is(Side::B, "at the end");
+    bed.assert_nothing_staged("at the end");
+}
+
+#[test]
+fn what_is_written_after_a_kill_where_the_commit_was_done_is_not_taken_when_nothing_is_kept() {
+    late_stays("0", 0x5eed_0008);
+}
+
+#[test]
+fn what_is_written_after_a_kill_where_the_commit_was_done_is_not_taken_when_it_is_kept() {
+    late_stays("3", 0x5eed_0009);
+}
+
+#[test]
+fn what_failed_before_a_kill_is_told_by_the_run_that_finishes_the_commit() {
+    let bed = Bed::new(1);
+    let (mut told, mut again) = (0, 0);
+    let args = ["--keep", "0"];
+    let fails = ["-e".to_owned(), "inject=renameat2:error=EPERM:when=5".to_owned()];
+    bed.sync(Side::A, &args).code(0);
+    let counts = count_calls(&bed.command(Side::B, &args), &["unlinkat", "fsync"], &[]);
+    for (call, total) in counts {
+        for nth in Rng::new(0x5eed_000a).spread(total, rounds(24, 100_000)) {
+            bed.sync(Side::A, &args).code(0);
+            let out = crate::crash::traced(
+                &bed.command(Side::B, &args),
+                &[
+                    &fails[..],
+                    &["-e".to_owned(), format!("inject={call}:signal=KILL:when={nth}")],
+                    &["-e".to_owned(), format!("trace=renameat2,{call}")],
+                ]
+                .concat(),
+            );
+            let out = { out }.output().unwrap();
+            if !crate::crash::was_killed(out.status) {
+                continue;
+            }
+            let own = |name: &str| bed.dst.join(".syncagent").join(name).exists();
+            let decided = own("journal") && !own("stage");
+            let what = format!("at {call} {nth} of {total}");
+            assert!(!decided || own("unplaced"), "{what}: nobody knows what failed");
+            let all_done = decided || own("unplaced") && !own("journal");
+            let mut recover = bed.recover_command();
+            recover.args(args);
+            let ran = crate::support::Ran::from(recover.output().unwrap());
+            let says =
+                ran.err.contains("the commit that was interrupted") && ran.err.contains("not permitted");
+            assert_eq!(says, all_done, "{what}: {ran:?}");
+            told += usize::from(says);
+            again += usize::from(!says);
+            assert!(!own("unplaced"), "{what}: it is told once");
+        }
+    }
+    assert!(told > 5 && again > 5, "{told} {again}");
+    bed.sync(Side::B, &args).code(0);
+    bed.assert_is(Side::B, "at the end");
 }

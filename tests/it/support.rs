@@ -132,7 +132,7 @@ impl Scratch {
     /// Nothing of a run is left where it stages.
     #[track_caller]
     pub fn assert_nothing_staged(&self) {
-        for name in ["stage", "stage.old", "journal"] {
+        for name in ["stage", "stage.old", "stage.done", "unplaced", "journal"] {
             assert!(!self.dst().join(".syncagent").join(name).exists(), "{name} is left");
         }
     }

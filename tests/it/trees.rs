@@ -1502,7 +1502,7 @@ fn a_full_disk_is_named_and_leaves_the_destination_as_it_was() {
     }
     sync(&["-q"]).code(0);
     assert_same(&s.src(), &dst);
-    for name in ["stage", "stage.old", "journal"] {
+    for name in ["stage", "stage.old", "stage.done", "unplaced", "journal"] {
         assert!(!dst.join(".syncagent").join(name).exists(), "{name} is left");
     }
 }

@@ -217,7 +217,15 @@ impl Engine {
             shared.behind = shared.newest.as_ref().map(|n| shared.ahead_of_complete(n.id));
             shared.content = applied.and_then(|a| a.content.parse().ok());
         }
-        self.tell_of_what_is_there(generation.map(|(id, _)| id), recovered.is_some())?;
+        match recovered.as_ref().and_then(|done| Some((done.errors.first()?, done.errors.len()))) {
+            None => self.tell_of_what_is_there(generation.map(|(id, _)| id), recovered.is_some())?,
+            Some((e, paths)) => {
+                // until a run has brought all of it, and with no refresh before that
+                self.untold = Changed::Everything;
+                let what = format!("of a commit that was interrupted {paths} paths are not in place");
+                self.trouble(State::Incomplete, format!("{what}: {}: {}", e.path, e.error));
+            }
+        }
         // the agent may have ended before it went back
         self.back = self.back.or(tree.refresher.get().and_then(|refresher| refresher.rolls_back()));
         let mount =

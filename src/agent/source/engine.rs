@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::publish::Published;
 use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::role::{HoldOrder, Reply};
-use crate::agent::target::{Target, recover_all};
+use crate::agent::target::{Target, recover_source};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
 use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, wall_ms, write_atomic};
@@ -295,7 +295,7 @@ impl Engine {
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
                 // it may have been a mirror before
-                let recovered = recover_all(&control, &index, self.trash_keep())?;
+                let recovered = recover_source(&control, &index, self.trash_keep())?;
                 if recovered.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }

@@ -19,7 +19,7 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::commit::CLOCK_STEP;
-use super::control::{Control, OLD_STAGE, PARTIAL, STAGE};
+use super::control::{Control, DONE_STAGE, OLD_STAGE, PARTIAL, STAGE};
 use super::file::{Writer, is_promised};
 use super::journal::{Ident, Journal, JournalWriter, Record, SetAttrs};
 use super::mirror::Mirror;
@@ -348,7 +348,7 @@ impl Staged {
 pub fn discard_stage(control: &Control) -> Result<()> {
     Journal::refuse_pending(&control.dir)?;
     let home = control.stage_home();
-    for name in [STAGE, OLD_STAGE] {
+    for name in [STAGE, OLD_STAGE, DONE_STAGE] {
         remove_tree(home, name).context(|| format!("empty the staging directory of {}", control.shown()))?;
     }
     Journal::remove_undecided(&control.dir)

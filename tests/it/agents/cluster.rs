@@ -192,7 +192,7 @@ impl Cluster {
             panic!("no convergence:\n{:#}\n{:#}\n{}\n{}", last.0, last.1, logs[0], logs[1]);
         }
         assert_eq!(self.digest(nodes.0), self.digest(nodes.1));
-        for left in ["stage", "stage.old", "partial", "journal"] {
+        for left in ["stage", "stage.old", "stage.done", "unplaced", "partial", "journal"] {
             let path = self.tree(nodes.1).join(".syncagent").join(left);
             assert!(!path.exists(), "{} is left", path.display());
         }

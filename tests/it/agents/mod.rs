@@ -5,6 +5,7 @@ pub mod cluster;
 mod deferred;
 mod faults;
 mod history;
+mod late;
 mod netns;
 mod network;
 mod node_rollback;

@@ -543,7 +543,7 @@ fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
         c.assert_converges(&a, &b, ("a", "b"));
         let now = c.digest("a");
         assert!(now == old || now == new, "round {round}: a mix\n{}", a.log_tail());
-        for left in ["journal", "stage"] {
+        for left in ["journal", "stage", "stage.done", "unplaced"] {
             assert!(!c.tree("a").join(".syncagent").join(left).exists(), "{left} is left");
         }
     }

@@ -64,7 +64,7 @@ fn stopped_it_is_restarted_by_the_watchdog_and_killed_at_work_it_goes_on() {
     a.write("/srv/t/last", "1");
     n.converge("t");
     assert_eq!(a.digest("/srv/t"), b.digest("/srv/t"));
-    for left in ["stage", "stage.old", "partial", "journal"] {
+    for left in ["stage", "stage.old", "stage.done", "unplaced", "partial", "journal"] {
         assert!(!b.path("/srv/t/.syncagent").join(left).exists(), "{left} is left");
     }
 }

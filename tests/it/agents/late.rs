@@ -1,0 +1,133 @@
+//! A rollback on a source that a crash interrupts: what somebody writes before the next start stays.
+
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use serde_json::Value;
+
+use super::cluster::{Agent, Cluster, eventually, until};
+use super::rollback::id;
+use crate::support::needs_root;
+
+const FILES: usize = 4;
+
+/// Waits until everything is published. With `keep = 0` nothing is kept that could be waited for.
+#[track_caller]
+fn settled(agent: &Agent, keep: u32) {
+    let mut last = Value::Null;
+    let done = eventually(|| {
+        last = agent.tree();
+        last["nodes"][0]["state"] == "current"
+            && last["unpublished_age_ms"].is_null()
+            && last["head"].is_object()
+            && (keep == 0 || super::rollback::retention(agent)["up_to"] == last["head"])
+    });
+    assert!(done, "{last:#}\n{}", agent.log_tail());
+}
+
+/// Kills the agent at the `nth` call of `call` that one of its threads makes from now on.
+fn kill_at(c: &Cluster, agent: &Agent, call: &str, nth: usize) -> Child {
+    let says = c.path().join("strace.log");
+    let strace = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={call}:signal=KILL:when={nth}")])
+        .args(["-p", &agent.pid().as_raw_nonzero().to_string()])
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&says).unwrap())
+        .spawn()
+        .unwrap();
+    until("strace", || std::fs::read_to_string(&says).unwrap().contains("attached"));
+    strace
+}
+
+/// Kills at every call of a rollback in turn; after each crash writes files where the rollback had deleted some.
+fn late_stays(keep: u32) {
+    if !needs_root("tracing a running process") {
+        return;
+    }
+    let c = Cluster::local();
+    c.source("a", &format!("keep = {keep}\nmax-delete = \"100%\"\n"));
+    c.mirror("b", "a", "max-delete = \"100%\"\n");
+    let base = |n: usize| format!("a/tree/d/base{n}");
+    for n in 0..FILES {
+        c.scratch.write(base(n), "first");
+    }
+    let mut a = c.start("a");
+    settled(&a, keep);
+    let b = c.start("b");
+    let first = a.tree()["head"].clone();
+    let names: Vec<String> =
+        (0..FILES).map(|n| format!("d/new{n}")).chain(["newdir/x".into(), "newdir/sub/y".into()]).collect();
+    let (mut round, mut crashes, mut written) = (0, 0, 0);
+    for call in ["unlinkat", "renameat2"] {
+        for nth in 1.. {
+            round += 1;
+            let before = a.tree()["head"].clone();
+            c.scratch.write(base(0), format!("second, {round}"));
+            for name in &names {
+                c.scratch.write(format!("a/tree/{name}"), format!("{name} {round}"));
+            }
+            until("a publication", || a.tree()["head"] != before);
+            settled(&a, keep);
+            let mut strace = kill_at(&c, &a, call, nth);
+            let ran = a.order(&["rollback", "t", "--to", &id(&first)]);
+            if ran.code == 0 {
+                // no call of that number: the end
+                kill_process(Pid::from_child(&strace), Signal::TERM).unwrap();
+                strace.wait().unwrap();
+                break;
+            }
+            strace.wait().unwrap();
+            a.kill();
+            crashes += 1;
+            let tree = c.tree("a");
+            let mut late = Vec::new();
+            let newdir = tree.join("newdir").exists();
+            for name in names.iter().filter(|name| !tree.join(name).exists()) {
+                // in a directory that has yet to go it is a change of what goes
+                if !(newdir && name.starts_with("newdir")) {
+                    let content = format!("late {name} {round}");
+                    c.scratch.write(format!("a/tree/{name}"), &content);
+                    late.push((name, content));
+                }
+            }
+            written += late.len();
+            a = c.start("a");
+            settled(&a, keep);
+            let what = format!("keep {keep}, at {call} {nth}");
+            c.assert_converges(&a, &b, ("a", "b"));
+            for (name, content) in late {
+                for node in ["a", "b"] {
+                    let there = std::fs::read_to_string(c.tree(node).join(name)).ok();
+                    assert_eq!(there.as_ref(), Some(&content), "{what}: {name} on {node}\n{}", a.log_tail());
+                }
+            }
+            // decided or not, never a mix
+            let base0 = std::fs::read_to_string(tree.join("d/base0")).unwrap();
+            let undone = names.iter().all(|n| {
+                std::fs::read_to_string(tree.join(n)).is_ok_and(|now| now == format!("{n} {round}"))
+            });
+            let done = base0 == "first"
+                && !names.iter().any(|n| {
+                    std::fs::read_to_string(tree.join(n)).is_ok_and(|now| now == format!("{n} {round}"))
+                });
+            assert!(undone && base0 != "first" || done, "{what}: a mix: {base0}\n{}", a.log_tail());
+            for left in ["journal", "stage", "stage.done", "unplaced"] {
+                assert!(!tree.join(".syncagent").join(left).exists(), "{what}: {left} is left");
+            }
+        }
+    }
+    eprintln!("keep {keep}: {crashes} crashes, {written} files written after them");
+    assert!(crashes > 8 && written > 12, "{crashes} {written}");
+}
+
+#[test]
+fn what_is_written_after_a_crash_in_a_rollback_stays_when_nothing_is_kept() {
+    late_stays(0);
+}
+
+#[test]
+fn what_is_written_after_a_crash_in_a_rollback_stays_when_it_is_kept() {
+    late_stays(3);
+}
