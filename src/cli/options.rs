@@ -314,7 +314,7 @@ pub struct WaitArgs {
     /// Every node that may read the tree, or ever did [default on the source].
     #[arg(long)]
     pub all: bool,
-    /// The nodes of this zone.
+    /// The nodes of this zone. Those in `allow` that have not said their zone yet count as missing.
     #[arg(long)]
     pub zone: Option<String>,
     /// This node [default on a mirror: itself].

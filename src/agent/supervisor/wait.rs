@@ -12,6 +12,7 @@ use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, Tre
 
 /// The state in memory is looked at so often.
 const LOOK: Duration = Duration::from_millis(20);
+const NOT_HEARD: &str = "is not connected and has never reported";
 
 /// What is waited for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,17 +143,28 @@ fn judge(
         Scope::Zone(name) => zone == Some(name),
         Scope::Node(node) => node == id,
     };
-    for node in status.nodes.iter().filter(|n| in_scope(&n.node, n.zone.as_deref())) {
-        match target.and_then(|target| lacks(node, target)) {
-            Some(why) => waited.missing.push((node.node.clone(), why)),
-            None => waited.consistent.push(node.node.clone()),
+    // a node may be in any zone until it has said in which
+    let is_zone = matches!(scope, Scope::Zone(_));
+    for node in &status.nodes {
+        if is_zone && !has_said_its_zone(node) {
+            let connected = if node.connected { "is connected, but has not reported yet" } else { NOT_HEARD };
+            let why = format!("it {connected}, so its zone is not known: it may be in this one");
+            waited.missing.push((node.node.clone(), why));
+        } else if in_scope(&node.node, node.zone.as_deref()) {
+            match target.and_then(|target| lacks(node, target)) {
+                Some(why) => waited.missing.push((node.node.clone(), why)),
+                None => waited.consistent.push(node.node.clone()),
+            }
         }
     }
     let unknown = expected.iter().filter(|id| !status.nodes.iter().any(|n| n.node == **id));
     // nobody knows where one stands that was never heard
-    for id in unknown.filter(|id| in_scope(id, None)) {
-        let why = "it was never heard of; is its agent installed, or does it belong in `allow` at all?";
-        waited.missing.push((id.clone(), why.into()));
+    for id in unknown.filter(|id| is_zone || in_scope(id, None)) {
+        let zone = if is_zone { ", so its zone is not known: it may be in this one" } else { "" };
+        let why = format!(
+            "it was never heard of{zone}; is its agent installed and running, or does it belong in `allow` at all?"
+        );
+        waited.missing.push((id.clone(), why));
     }
     if waited.missing.is_empty() && waited.consistent.is_empty() {
         let what = match scope {
@@ -163,6 +175,11 @@ fn judge(
         return Err(Error::new(Class::Config, what));
     }
     Ok(waited)
+}
+
+/// A report always carries the program's version, and the zone where there is one. The register keeps the last one.
+fn has_said_its_zone(node: &NodeStatus) -> bool {
+    node.role == RoleName::Source || node.version.is_some() || node.zone.is_some()
 }
 
 /// Why a node does not count as having `target`.
@@ -237,12 +254,33 @@ mod tests {
     fn who_may_read_and_was_never_heard_is_missing() {
         let status = tree(vec![node("a", 5)]);
         assert!(missing(&status, Scope::All)[0].starts_with("b: it was never heard"));
-        assert_eq!(missing(&status, Scope::Zone("x".into())), [""; 0]);
         assert_eq!(missing(&status, Scope::Node(NodeId::new("a").unwrap())), [""; 0]);
     }
 
     #[test]
     fn each_reason_is_said() {
+    #[test]
+    fn who_has_not_said_its_zone_yet_is_missing_in_each() {
+        let nobody = tree(vec![node("a", 5)]);
+        for zone in ["x", "y"] {
+            let why = &missing(&nobody, Scope::Zone(zone.into()))[0];
+            assert!(why.starts_with("b: it was never heard of, so its zone is not known"), "{why}");
+        }
+        let mut b = node("b", 5);
+        (b.zone, b.version, b.consistent) = (None, None, false);
+        let why = &missing(&tree(vec![node("a", 5), b.clone()]), Scope::Zone("x".into()))[0];
+        assert!(why.starts_with("b: it is connected, but has not reported yet, so its zone"), "{why}");
+        // one that has reported, and is in no zone, is in no zone
+        b.version = Some("1".into());
+        assert_eq!(missing(&tree(vec![node("a", 5), b]), Scope::Zone("x".into())), [""; 0]);
+        // and what it said last counts while it is away, also for who waits for it
+        let mut b = node("b", 5);
+        b.connected = false;
+        let gone = tree(vec![node("a", 5), b]);
+        assert_eq!(missing(&gone, Scope::Zone("x".into())), [""; 0]);
+        assert!(missing(&gone, Scope::Zone("y".into()))[0].starts_with("b: not heard for"));
+    }
+
         type Change = fn(&mut NodeStatus);
         let whys: [(&str, Change); 6] = [
             ("b: has generation 1.4 (starting), 1 behind", |n| {
