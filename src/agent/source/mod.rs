@@ -291,14 +291,22 @@ impl Role for SourceTree {
             error: shared.trouble.report(now).or(failed_hold),
             paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
             consistent: head.is_some() && state == State::Current && !unpublished && complete == published,
+            // what is written here next takes nothing away from what was published
+            intact: Some(
+                complete.is_some()
+                    && !matches!(state, State::Starting | State::Failed | State::Superseded)
+                    && refresher.is_none_or(|r| r.status().error.is_none()),
+            ),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: true,
             ..NodeStatus::new(self.node.clone(), RoleName::Source)
         };
         let mut nodes = vec![own];
         // what a source never made (it was restored from a backup) is not what it has published
-        let ours =
-            |row: NodeStatus| NodeStatus { consistent: row.consistent && row.generation <= published, ..row };
+        let ours = |row: NodeStatus| {
+            let ours = row.generation <= published;
+            NodeStatus { consistent: row.consistent && ours, intact: row.intact.map(|i| i && ours), ..row }
+        };
         nodes.extend(shared.nodes.status(now, &behind).into_iter().map(ours));
         TreeStatus {
             head: head.as_ref().map(|g| g.id),

@@ -182,6 +182,11 @@ impl Nodes {
                 refreshed: n.report.refreshed,
                 verified: n.report.verified,
                 consistent: connected && n.is_fresh && n.report.consistent && late.oldest.is_none(),
+                // a question that came with more than the last report names says nothing of how that is
+                intact: n
+                    .report
+                    .intact
+                    .map(|intact| intact && connected && n.is_fresh && n.confirmed <= n.report.applied),
                 refresh,
                 paused: later(&n.report.paused),
                 drained: later(&n.report.drained),
@@ -218,6 +223,30 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_node_is_on_its_way_from_counts_as_it_said_last_and_while_it_is_there() {
+        let id = NodeId::new("b").unwrap();
+        let gen_id = |number| GenId { epoch: 1, number };
+        let row = |nodes: &Nodes| nodes.status(9, &|_| Behind::default()).remove(0).intact;
+        let report = |number, intact| Report { applied: Some(gen_id(number)), intact, ..Report::default() };
+        let mut nodes = Nodes::default();
+        nodes.connected(&id, 1, 1);
+        nodes.heard(&id, Some(gen_id(5)), 1);
+        assert_eq!(row(&nodes), None, "it has not reported yet");
+        nodes.reported(&id, report(5, None), 2);
+        assert_eq!(row(&nodes), None, "an older program");
+        nodes.reported(&id, report(5, Some(true)), 3);
+        assert_eq!(row(&nodes), Some(true));
+        nodes.heard(&id, Some(gen_id(6)), 4);
+        assert_eq!(row(&nodes), Some(false), "of 6 it has not said how it is");
+        nodes.reported(&id, report(6, Some(true)), 5);
+        assert_eq!(row(&nodes), Some(true));
+        nodes.connected(&id, -1, 6);
+        assert_eq!(row(&nodes), Some(false));
+        nodes.connected(&id, 1, 7);
+        assert_eq!(row(&nodes), Some(false), "it may have been edited meanwhile");
+    }
 
     #[test]
     fn what_a_node_said_before_it_was_away_does_not_make_it_consistent() {

@@ -185,13 +185,11 @@ fn has_said_its_zone(node: &NodeStatus) -> bool {
 /// Why a node does not count as having `target`.
 fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
     let has = node.generation.is_some_and(|g| g >= target);
-    // while a newer one comes into place the older one still counts as reached
-    let moves_on = node.applied > node.generation;
-    // what a source without a server has published it has
-    let is_source = node.role == RoleName::Source && node.refresh.is_none();
-    // it has what it went back to, and nothing newer
-    let went_back = node.state == State::RolledBack;
-    if has && node.connected && node.drift == 0 && (node.consistent || moves_on || is_source || went_back) {
+    // while a newer one comes into place the older one still counts as reached; an older program does not say whether all is
+    // well meanwhile
+    let says_nothing = || node.applied > node.generation || node.state == State::RolledBack;
+    let whole = node.consistent || node.intact.unwrap_or_else(says_nothing);
+    if has && node.connected && node.drift == 0 && whole {
         return None;
     }
     let which = node.generation.map_or("nothing".into(), |g| format!("generation {g}"));
@@ -212,6 +210,10 @@ fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
         format!("{}; has {which}", error.what)
     } else if node.drift > 0 {
         format!("{} paths were edited there", node.drift)
+    } else if has && refresh.is_none_or(|r| r.state == RefreshState::Idle) {
+        // edits that nobody has judged yet, or a connection that is just made
+        let doing = if node.state == State::Starting { "it starts, and " } else { "" };
+        format!("has {which}, but {doing}what is in place there is being looked at")
     } else if node.applied >= Some(target) {
         "in place, and its server has not taken it up yet".into()
     } else {
@@ -258,8 +260,6 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_said() {
-    #[test]
     fn who_has_not_said_its_zone_yet_is_missing_in_each() {
         let nobody = tree(vec![node("a", 5)]);
         for zone in ["x", "y"] {
@@ -281,8 +281,10 @@ mod tests {
         assert!(missing(&gone, Scope::Zone("y".into()))[0].starts_with("b: not heard for"));
     }
 
+    #[test]
+    fn each_reason_is_said() {
         type Change = fn(&mut NodeStatus);
-        let whys: [(&str, Change); 6] = [
+        let whys: [(&str, Change); 7] = [
             ("b: has generation 1.4 (starting), 1 behind", |n| {
                 (n.generation, n.applied, n.behind) = (Some(id(4)), Some(id(4)), Some(1));
             }),
@@ -297,7 +299,14 @@ mod tests {
                 n.generation = Some(id(4));
                 n.error = Some(crate::model::Trouble { what: "no space".into(), for_ms: 1 });
             }),
-            ("b: in place, and its server has not taken it up yet", |n| n.consistent = false),
+            ("b: has generation 1.5, but it starts, and what is in place there is being looked at", |n| {
+                (n.consistent, n.intact) = (false, Some(false));
+            }),
+            ("b: in place, and its server has not taken it up yet", |n| {
+                (n.consistent, n.intact) = (false, Some(false));
+                let state = RefreshState::Waiting;
+                n.refresh = Some(crate::model::RefreshStatus { state, ..Default::default() });
+            }),
         ];
         for (why, change) in whys {
             let mut b = node("b", 5);
@@ -309,8 +318,29 @@ mod tests {
     #[test]
     fn a_node_that_goes_on_to_a_newer_generation_has_this_one() {
         let mut b = node("b", 5);
+        // an older program does not say whether it is intact
         (b.applied, b.consistent) = (Some(id(6)), false);
-        assert_eq!(missing(&tree(vec![node("a", 7), b]), Scope::All), [""; 0]);
+        assert_eq!(lacks(&b, id(5)), None);
+        b.intact = Some(false);
+        assert!(lacks(&b, id(5)).is_some());
+        for state in [State::Fetching, State::Committing, State::Refreshing] {
+            (b.state, b.applied, b.intact) = (state, Some(id(5)), Some(true));
+            assert_eq!(missing(&tree(vec![node("a", 7), b.clone()]), Scope::All), [""; 0]);
+            assert!(lacks(&b, id(6)).is_some(), "and not the newer one");
+        }
+    }
+
+    #[test]
+    fn who_confirmed_it_and_cannot_be_heard_or_was_edited_does_not_count() {
+        type Change = fn(&mut NodeStatus);
+        let changes: [Change; 3] =
+            [|n| n.connected = false, |n| n.drift = 1, |n| (n.intact, n.consistent) = (Some(false), false)];
+        for change in changes {
+            let mut b = NodeStatus { intact: Some(true), ..node("b", 6) };
+            assert_eq!(lacks(&b, id(5)), None);
+            change(&mut b);
+            assert!(lacks(&b, id(5)).is_some());
+        }
     }
 
     #[test]

@@ -13,3 +13,4 @@ mod refresh;
 mod rollback;
 mod trash;
 mod truth;
+mod wait;
