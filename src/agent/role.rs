@@ -77,6 +77,17 @@ pub trait Role: Send + Sync {
     /// The node was drained, or is not any more.
     fn node_changed(&self) {}
 
+    /// A mirror that is gone for good is not known any more.
+    ///
+    /// # Errors
+    /// This node is not the source, the mirror is not known or is connected, or that cannot be written down.
+    fn forget(&self, node: &NodeId) -> Result<String> {
+        let what = format!(
+            "this node is not the tree's source (or the tree could not be started); {node} is forgotten on its source"
+        );
+        Err(Error::new(Class::Config, what))
+    }
+
     /// Lists, restores or frees what commits displaced.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! The local socket: HTTP/1.1 with JSON, `GET /1/status`, and orders as `POST /1/approve`, `/1/reset`, `/1/pause`,
-//! `/1/resume`, `/1/drain`, `/1/undrain`, `/1/hold`, `/1/wait`, `/1/refresh`.
+//! `/1/resume`, `/1/drain`, `/1/undrain`, `/1/hold`, `/1/wait`, `/1/refresh`, `/1/forget`.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::peer::{Peer, said};
 use crate::agent::{Agent, HistoryEntry, HoldOrder, Ordered, Retention, RollbackOrder, TrashOrder, Wait};
 use crate::error::{Class, Error, Result};
+use crate::model::NodeId;
 
 /// What went wrong, as it is sent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +56,7 @@ pub async fn local(socket: UnixListener, agent: Arc<Agent>, stop: CancellationTo
         .route("/1/hold", post(hold))
         .route("/1/wait", post(wait))
         .route("/1/refresh", post(refresh))
+        .route("/1/forget", post(forget))
         .route("/1/trash", post(trash))
         .route("/1/history", get(history))
         .route("/1/rollback", post(rollback))
@@ -93,6 +95,15 @@ pub struct RefreshAsked {
     pub tree: String,
     /// Also what the server has been told of.
     pub force: bool,
+}
+
+/// A mirror that is gone for good.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ForgetAsked {
+    /// Which tree.
+    pub tree: String,
+    /// Which node.
+    pub node: NodeId,
 }
 
 /// What a deploy job asks for.
@@ -136,6 +147,10 @@ async fn drain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Ma
 
 async fn undrain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
     answer(move || agent.undrain(&from.0.ordered(order.reason))).await
+}
+
+async fn forget(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<ForgetAsked>) -> Response {
+    answer(move || agent.forget(&asked.tree, &asked.node, &from.0.ordered(None))).await
 }
 
 async fn hold(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<HoldAsked>) -> Response {

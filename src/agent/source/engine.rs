@@ -17,7 +17,7 @@ use crate::agent::role::{HoldOrder, Reply};
 use crate::agent::target::{Target, recover_all};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
-use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, wall_ms, write_atomic};
+use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{
     Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped,
@@ -590,11 +590,8 @@ impl Engine {
         }
         self.kept = Instant::now();
         self.tree.history.flush();
-        let snapshot = self.tree.shared().nodes.snapshot((boot_ms(), wall_ms()));
-        if let Some(text) = snapshot
-            && let Err(e) = write_atomic(self.tree.state.dir(), super::nodes::Nodes::file(), &text)
-        {
-            tracing::warn!(tree = self.name(), "cannot write down which nodes there are: {e}");
+        if let Err(e) = self.tree.write_nodes() {
+            tracing::warn!(tree = self.name(), "{e}");
         }
     }
 }

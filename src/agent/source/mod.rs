@@ -5,6 +5,7 @@
 //! locks, so that an answer never waits for a disk or a mirror.
 
 mod engine;
+mod forget;
 mod hold;
 mod nodes;
 mod publish;
@@ -82,6 +83,8 @@ pub(super) struct SourceTree {
     stop: AtomicBool,
     shared: Mutex<Shared>,
     ordering: Mutex<()>,
+    /// One writes the register of nodes at a time, so that what is forgotten is not written again.
+    keeping: Mutex<()>,
     root: Mutex<Option<Arc<Dir>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
@@ -174,6 +177,7 @@ impl SourceTree {
                 flush: (now.0, 0),
             }),
             ordering: Mutex::new(()),
+            keeping: Mutex::new(()),
             root: Mutex::new(None),
             thread: Mutex::new(None),
             refresher: OnceLock::new(),
@@ -369,6 +373,10 @@ impl Role for SourceTree {
 
     fn refresher(&self) -> Option<Arc<Refresher>> {
         self.refresher.get().cloned()
+    }
+
+    fn forget(&self, node: &NodeId) -> Result<String> {
+        self.forget_node(node)
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {

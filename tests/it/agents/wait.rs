@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use rustix::process::Signal;
+
 use super::cluster::{Agent, Cluster, noise, until};
 use crate::support::{Ran, needs_root};
 
@@ -130,4 +132,73 @@ fn a_paused_node_has_what_it_has_until_somebody_writes_there() {
     b.order(&["resume", "t"]).code(0);
     wait_for(&a, n + 1, "30s").code(0);
     assert_eq!(c.scratch.read("b/tree/x"), b"2");
+}
+
+#[test]
+fn a_node_that_is_gone_for_good_is_forgotten_at_once_also_over_a_crash() {
+    let c = Cluster::new(&["a", "b"]);
+    c.source("a", "");
+    c.scratch.write("a/tree/x", "1");
+    c.mirror("b", "a", "");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    let has_history =
+        |a: &Agent| a.order(&["history", "t", "--json"]).code(0).out.contains("\"converged_ms\":{\"b\":");
+    until("the history", || has_history(&a));
+    let ran = a.order(&["forget", "t", "b"]).code(4);
+    assert!(ran.err.contains("b is connected") && ran.err.contains("allow"), "{ran:?}");
+    let ran = a.order(&["forget", "t", "bb"]).code(2);
+    assert!(ran.err.contains("no mirror `bb`") && ran.err.contains("among them b"), "{ran:?}");
+    let ran = a.order(&["forget", "t", "a"]).code(2);
+    assert!(ran.err.contains("the source of t"), "{ran:?}");
+    let ran = b.order(&["forget", "t", "b"]).code(2);
+    assert!(ran.err.contains("on its source"), "{ran:?}");
+    b.kill();
+    until("that it is gone", || a.row("b")["connected"] == false);
+    a.order(&["wait", "t", "--timeout", "0s"]).code(7);
+    let ran = a.order(&["forget", "t", "b"]).code(0);
+    assert!(ran.out.starts_with("b is forgotten in t: it was not heard for"), "{ran:?}");
+    assert!(!ran.out.contains("`allow`"), "{ran:?}");
+    let log = a.log_text();
+    let line = log.lines().find(|line| line.contains("forget t b")).unwrap();
+    assert!(line.contains("ordered by ") && line.contains("(process "), "{line}");
+    // a crash right after does not bring it back
+    a.kill();
+    let a = c.start("a");
+    assert!(a.row("b").is_null(), "{:#}", a.tree());
+    a.order(&["wait", "t"]).code(0);
+    assert!(has_history(&a));
+    // and one that comes again is known again
+    let b = c.start("b");
+    c.assert_converges(&a, &b, ("a", "b"));
+    until("its row", || a.row("b")["connected"] == true);
+}
+
+#[test]
+fn a_forgotten_node_that_is_still_allowed_goes_on_to_be_expected() {
+    let c = Cluster::new(&["a", "b"]);
+    c.source("a", "");
+    c.edit("a", "allow = [\"*\"]", "allow = [\"b\", \"c\"]");
+    c.scratch.write("a/tree/x", "1");
+    c.mirror("b", "a", "");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    let ran = a.order(&["forget", "t", "c"]).code(2);
+    assert!(ran.err.contains("c was never heard of") && ran.err.contains("reload"), "{ran:?}");
+    b.kill();
+    until("that it is gone", || a.row("b")["connected"] == false);
+    let ran = a.order(&["forget", "t", "b"]).code(0);
+    assert!(ran.out.contains("still in `allow`"), "{ran:?}");
+    let ran = a.order(&["wait", "t", "--timeout", "0s"]).code(7);
+    assert!(ran.out.contains("b: it was never heard of"), "{ran:?}");
+    // taken out of `allow` while it is connected it can be forgotten as well
+    let b = c.start("b");
+    until("its row", || a.row("b")["connected"] == true);
+    c.edit("a", "allow = [\"b\", \"c\"]", "allow = [\"zz\"]");
+    a.signal(Signal::HUP);
+    until("that it may not read any more", || a.row("b")["connected"] == false);
+    let ran = a.order(&["forget", "t", "b"]).code(0);
+    assert!(!ran.out.contains("still in `allow`"), "{ran:?}");
+    assert!(a.row("b").is_null());
+    drop(b);
 }
