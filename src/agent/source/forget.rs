@@ -52,9 +52,7 @@ impl SourceTree {
             return Err(e);
         }
         let still = if is_allowed {
-            format!(
-                ". It is still in `allow`, so `wait` goes on to expect it: take it out there, and `systemctl reload syncagent`"
-            )
+            ". It is still in `allow`, so `wait` goes on to expect it: take it out there, and `systemctl reload syncagent`".to_owned()
         } else {
             String::new()
         };
