@@ -152,7 +152,10 @@ pub enum HoldOrder {
         why: String,
     },
     /// Whatever holds the tree: let it go.
-    Release,
+    Release {
+        /// Who asks, as the kernel says.
+        who: String,
+    },
 }
 
 /// Sends an order with a place for the answer, and waits for it.

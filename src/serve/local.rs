@@ -163,7 +163,7 @@ async fn hold(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<Hol
             }
             Some(HoldEnd::Publish) => HoldOrder::Publish { id },
             Some(HoldEnd::Fail(why)) => HoldOrder::Fail { id, why: said(&why) },
-            Some(HoldEnd::Release) => HoldOrder::Release,
+            Some(HoldEnd::Release) => HoldOrder::Release { who: from.0.who() },
         };
         agent.hold(&tree, order)
     })

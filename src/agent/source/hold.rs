@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::engine::{Engine, Session};
 use super::publish::Published;
-use super::{Order, SourceTree};
+use super::{Order, SourceTree, lock};
 use crate::agent::orders::{Held, Phase, Process};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::disk::{process_end, wall_ms};
@@ -22,18 +22,27 @@ pub(super) const DIED: &str = "the process that held it ended without saying how
 const NAMED: usize = 3;
 
 impl SourceTree {
-    /// Sends [`Order::HolderEnded`] when the process of the hold `id` ends.
-    fn watch_holder(self: &Arc<Self>, id: String, process: Process) -> Result<()> {
-        let tree = Arc::downgrade(self);
+    /// Sends [`Order::HolderEnded`] when the process of the hold `id` ends. One thread does that for each hold, however
+    /// often the tree is opened anew.
+    fn watch_holder(self: &Arc<Self>, id: &str, process: Process) -> Result<()> {
+        if lock(&self.watched).replace(id.to_owned()).is_some_and(|watched| watched == id) {
+            return Ok(());
+        }
+        let (tree, hold) = (Arc::downgrade(self), id.to_owned());
         let end = move || {
             process_end(process.pid, LOOK, &|| process.is_there());
             if let Some(tree) = tree.upgrade() {
                 // an engine that ended reads the record at its next start
-                let _ = tree.orders.send(Order::HolderEnded(id));
+                let _ = tree.orders.send(Order::HolderEnded(hold.clone()));
+                // and a session that could not write its end down asks again
+                lock(&tree.watched).take_if(|watched| *watched == hold);
             }
         };
         let thread = std::thread::Builder::new().name("holder".into()).spawn(end);
-        thread.map(drop).map_err(|e| Error::io(e, "cannot start a thread"))
+        thread.map(drop).map_err(|e| {
+            *lock(&self.watched) = None;
+            Error::io(e, "cannot start a thread")
+        })
     }
 }
 
@@ -42,7 +51,7 @@ impl Engine {
     pub(super) fn restore_hold(&self) {
         let held = self.tree.shared().orders.hold.clone();
         let Some(held) = held.filter(|h| h.phase == Phase::Running) else { return };
-        if let Err(e) = self.tree.watch_holder(held.id.clone(), held.process) {
+        if let Err(e) = self.tree.watch_holder(&held.id, held.process) {
             tracing::error!(tree = self.name(), "{e}");
             self.fail(&held.id, "its process cannot be watched");
         }
@@ -74,8 +83,8 @@ impl Engine {
                 self.fail(&id, &why);
                 Ok(format!("{} stays held: {why}", self.name()))
             }
-            HoldOrder::Release => {
-                let done = self.release();
+            HoldOrder::Release { who } => {
+                let done = self.release(&who);
                 let released = done.is_ok();
                 let _ = reply.send(done);
                 if released {
@@ -118,7 +127,7 @@ impl Engine {
         if known {
             return Ok(format!("{} is held", self.name()));
         }
-        self.tree.watch_holder(id.clone(), process).inspect_err(|e| self.fail(&id, &e.to_string()))?;
+        self.tree.watch_holder(&id, process).inspect_err(|e| self.fail(&id, &e.to_string()))?;
         tracing::info!(tree = self.name(), command, "held");
         Ok(format!("{} is held", self.name()))
     }
@@ -140,7 +149,7 @@ impl Engine {
         }
     }
 
-    fn release(&self) -> Result<String> {
+    fn release(&self, who: &str) -> Result<String> {
         let mut was = None;
         self.tree.order(|orders| {
             was = orders.hold.take();
@@ -148,8 +157,8 @@ impl Engine {
             was.as_ref().map(|_| ()).ok_or_else(none)
         })?;
         let by = was.map(|h| format!(" (it was held by {}, for {})", h.who, h.command)).unwrap_or_default();
-        tracing::info!(tree = self.name(), "released{by}");
-        Ok(format!("{} is released{by}", self.name()))
+        tracing::info!(tree = self.name(), "released by {who}{by}");
+        Ok(format!("{} is released by {who}{by}", self.name()))
     }
 
     /// The job succeeded. Its answer is sent when what it wrote is published, or cannot be.

@@ -86,6 +86,8 @@ pub(super) struct SourceTree {
     /// One writes the register of nodes at a time, so that what is forgotten is not written again.
     keeping: Mutex<()>,
     root: Mutex<Option<Arc<Dir>>>,
+    /// The hold of which a thread tells when its process ends.
+    watched: Mutex<Option<String>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
     refresher: OnceLock<Arc<Refresher>>,
@@ -179,6 +181,7 @@ impl SourceTree {
             ordering: Mutex::new(()),
             keeping: Mutex::new(()),
             root: Mutex::new(None),
+            watched: Mutex::new(None),
             thread: Mutex::new(None),
             refresher: OnceLock::new(),
         });
