@@ -61,6 +61,8 @@ pub(super) struct Engine {
     kept: Instant,
     /// Who waits for what a hold wrote to be published.
     pub(super) ending: Option<Reply>,
+    /// The tree's own directory, where a hold is marked; `None` where the tree cannot be written to.
+    pub(super) control: Option<Dir>,
 }
 
 /// The tree, open.
@@ -183,6 +185,7 @@ impl Engine {
             base,
             kept,
             ending: None,
+            control: None,
             rolling: None,
         })
     }
@@ -264,7 +267,7 @@ impl Engine {
     /// The tree from being opened until something about it changed that needs opening it again.
     fn session(&mut self) -> Result<()> {
         let mut s = self.open()?;
-        self.restore_hold();
+        self.restore_hold()?;
         self.tell_of_what_is_published()?;
         self.look(&mut s, false)?;
         loop {
@@ -283,6 +286,7 @@ impl Engine {
             pin::check(&old, "source", &path, &mount, &self.remedy())?;
         }
         self.tree.shared().lock = None;
+        self.control = None;
         let index = Index::open(&self.tree.state.file("source.db"))?;
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
@@ -295,7 +299,9 @@ impl Engine {
                 discard_stage(&control)?;
                 let applied = control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
                 self.high.raise(applied.map_or_else(GenId::default, |(id, _)| id))?;
-                (Some(HighWater::open(&control.dir, HIGH)?), lock)
+                let own_high = HighWater::open(&control.dir, HIGH)?;
+                self.control = Some(control.dir);
+                (Some(own_high), lock)
             }
             Err(e) if e.class == Class::Busy => {
                 self.tree.shared().lock = Some(e.what.clone());

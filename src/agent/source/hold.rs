@@ -48,13 +48,18 @@ impl SourceTree {
 
 impl Engine {
     /// Goes on with a hold that the agent left when it ended.
-    pub(super) fn restore_hold(&self) {
+    ///
+    /// # Errors
+    /// What the tree says of a hold cannot be written down here.
+    pub(super) fn restore_hold(&self) -> Result<()> {
+        self.reconcile_mark()?;
         let held = self.tree.shared().orders.hold.clone();
-        let Some(held) = held.filter(|h| h.phase == Phase::Running) else { return };
+        let Some(held) = held.filter(|h| h.phase == Phase::Running) else { return Ok(()) };
         if let Err(e) = self.tree.watch_holder(&held.id, held.process) {
             tracing::error!(tree = self.name(), "{e}");
             self.fail(&held.id, "its process cannot be watched");
         }
+        Ok(())
     }
 
     pub(super) fn is_publishing_hold(&self) -> bool {
@@ -124,6 +129,8 @@ impl Engine {
             orders.hold = Some(held);
             Ok(())
         })?;
+        // before the command begins
+        self.set_mark();
         if known {
             return Ok(format!("{} is held", self.name()));
         }
@@ -151,6 +158,9 @@ impl Engine {
 
     fn release(&self, who: &str) -> Result<String> {
         let mut was = None;
+        if self.tree.shared().orders.hold.is_some() {
+            self.drop_mark()?;
+        }
         self.tree.order(|orders| {
             was = orders.hold.take();
             let none = || Error::new(Class::Config, format!("nobody holds {}", self.name()));
@@ -268,6 +278,10 @@ impl Engine {
             Ok(said) => said.clone(),
             Err(e) => e.to_string(),
         };
+        if let Err(e) = self.drop_mark() {
+            // the next start finds it, and holds the tree once more: better than once too little
+            tracing::warn!(tree = self.name(), "{e}");
+        }
         let done = self.tree.order(|orders| {
             let id = orders.hold.take().map(|h| h.id).unwrap_or_default();
             orders.ended = answer.is_ok().then_some((id, said.clone()));

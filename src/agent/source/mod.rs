@@ -7,6 +7,7 @@
 mod engine;
 mod forget;
 mod hold;
+mod mark;
 mod nodes;
 mod publish;
 mod retain;
@@ -85,9 +86,9 @@ pub(super) struct SourceTree {
     ordering: Mutex<()>,
     /// One writes the register of nodes at a time, so that what is forgotten is not written again.
     keeping: Mutex<()>,
-    root: Mutex<Option<Arc<Dir>>>,
     /// The hold of which a thread tells when its process ends.
     watched: Mutex<Option<String>>,
+    root: Mutex<Option<Arc<Dir>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
     refresher: OnceLock<Arc<Refresher>>,
@@ -180,8 +181,8 @@ impl SourceTree {
             }),
             ordering: Mutex::new(()),
             keeping: Mutex::new(()),
-            root: Mutex::new(None),
             watched: Mutex::new(None),
+            root: Mutex::new(None),
             thread: Mutex::new(None),
             refresher: OnceLock::new(),
         });

@@ -4,6 +4,7 @@ mod basics;
 pub mod cluster;
 mod faults;
 mod history;
+mod holds;
 mod netns;
 mod network;
 mod node_rollback;
