@@ -317,7 +317,10 @@ impl Engine {
             // the state directory was lost: what the tree itself says still counts
             self.high.raise(own.get())?;
         }
-        self.tree.shared().high = self.high.get();
+        {
+            let mut shared = self.tree.shared();
+            (shared.high, shared.opened) = (self.high.get(), true);
+        }
         let waker = self.tree.clone();
         let watcher = Arc::new(Watcher::new(&path, move || waker.wake())?);
         let dir = Arc::new(dir);

@@ -106,6 +106,8 @@ struct Shared {
     unpublished_since: Option<u64>,
     /// The highest generation that this source ever named.
     high: GenId,
+    /// The tree was opened, so that `high` counts what the tree itself says, too.
+    opened: bool,
     /// A mirror has a generation that this source never made.
     superseded: Option<(GenId, NodeId)>,
     published: Published,
@@ -170,6 +172,7 @@ impl SourceTree {
                 watch: WatchStatus::default(),
                 unpublished_since: None,
                 high: GenId::default(),
+                opened: false,
                 superseded: None,
                 published,
                 nodes,
