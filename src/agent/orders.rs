@@ -41,6 +41,9 @@ pub(super) struct Held {
     pub(super) at_ms: i64,
     pub(super) process: Process,
     pub(super) phase: Phase,
+    /// A failed one whose place it took: in force again should this one's command never begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) before: Option<Box<Held>>,
 }
 
 /// A process that cannot be confused with a later one of the same number.
@@ -129,6 +132,7 @@ impl Orders {
                 at_ms: crate::disk::wall_ms(),
                 process: Process { pid: 0, started: 0 },
                 phase: Phase::Failed(format!("the record of holds and pauses ({FILE}) cannot be read")),
+                before: None,
             });
         }
         orders

@@ -78,6 +78,17 @@ pub trait Role: Send + Sync {
     /// The node was drained, or is not any more.
     fn node_changed(&self) {}
 
+    /// A mirror that is gone for good is not known any more.
+    ///
+    /// # Errors
+    /// This node is not the source, the mirror is not known or is connected, or that cannot be written down.
+    fn forget(&self, node: &NodeId) -> Result<String> {
+        let what = format!(
+            "this node is not the tree's source (or the tree could not be started); {node} is forgotten on its source"
+        );
+        Err(Error::new(Class::Config, what))
+    }
+
     /// Lists, restores or frees what commits displaced.
     ///
     /// # Errors
@@ -134,6 +145,11 @@ pub enum HoldOrder {
         /// The hold's.
         id: String,
     },
+    /// The command could not be run: nothing was written.
+    NotBegun {
+        /// The hold's.
+        id: String,
+    },
     /// The command failed.
     Fail {
         /// The hold's.
@@ -142,7 +158,10 @@ pub enum HoldOrder {
         why: String,
     },
     /// Whatever holds the tree: let it go.
-    Release,
+    Release {
+        /// Who asks, as the kernel says.
+        who: String,
+    },
 }
 
 /// Sends an order with a place for the answer, and waits for it.

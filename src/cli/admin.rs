@@ -1,4 +1,4 @@
-//! Asking the agent on this host: its status, `approve`, `source reset`, `pause`, `drain`.
+//! Asking the agent on this host: its status, `approve`, `source reset`, `pause`, `drain`, `forget`.
 
 use std::path::Path;
 
@@ -6,12 +6,13 @@ use hyper::Method;
 
 use super::exit::Exit;
 use super::options::{
-    ApproveArgs, DrainArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs, StatusArgs, UndrainArgs,
+    ApproveArgs, DrainArgs, ForgetArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs, StatusArgs,
+    UndrainArgs,
 };
 use super::run::say;
 use crate::error::{Class, Error, Result};
 use crate::model::Status;
-use crate::serve::{Marked, RefreshAsked, ask, query, tell};
+use crate::serve::{ForgetAsked, Marked, RefreshAsked, ask, query, tell};
 
 /// The agent's status document.
 pub(super) fn status(args: &StatusArgs) -> Result<Status> {
@@ -54,6 +55,11 @@ pub(super) fn undrain(args: &UndrainArgs) -> Result<Exit> {
 pub(super) fn refresh(args: &RefreshArgs) -> Result<Exit> {
     let asked = RefreshAsked { tree: args.tree.clone(), force: args.force };
     said(&tell(&args.agent.socket()?, "/1/refresh", &asked)?)
+}
+
+pub(super) fn forget(args: &ForgetArgs) -> Result<Exit> {
+    let asked = ForgetAsked { tree: args.tree.clone(), node: args.node.clone() };
+    said(&tell(&args.agent.socket()?, "/1/forget", &asked)?)
 }
 
 fn mark(socket: &Path, path: &str, tree: &str, reason: Option<String>) -> Result<Exit> {

@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -42,16 +43,25 @@ fn complain(what: &str) {
 }
 
 /// One hold, as the agent knows it.
-struct Hold<'a> {
-    socket: &'a Path,
-    tree: &'a str,
+#[derive(Clone)]
+struct Hold {
+    socket: PathBuf,
+    tree: String,
     id: String,
 }
 
-impl Hold<'_> {
+/// What ends the last step.
+enum End {
+    /// The agent's answer.
+    Told(Result<String>),
+    /// A signal: it is not waited for any longer.
+    GivenUp,
+}
+
+impl Hold {
     fn ask(&self, command: Option<String>, end: Option<HoldEnd>) -> Result<String> {
-        let asked = HoldAsked { tree: self.tree.to_owned(), id: self.id.clone(), command, end };
-        let answer = tell(self.socket, "/1/hold", &asked)?;
+        let asked = HoldAsked { tree: self.tree.clone(), id: self.id.clone(), command, end };
+        let answer = tell(&self.socket, "/1/hold", &asked)?;
         let answer: serde_json::Value = serde_json::from_slice(&answer)
             .map_err(|e| Error::integrity(format!("the agent's answer: {e}")))?;
         Ok(answer["message"].as_str().unwrap_or_default().to_owned())
@@ -68,8 +78,29 @@ impl Hold<'_> {
         }
     }
 
-    /// Until the agent has heard it.
-    fn end(&self, end: impl Fn() -> HoldEnd) -> Result<String> {
+    /// Until the agent has heard it, or a signal says that this is not waited for.
+    fn end(&self, caught: &Caught, end: impl Fn() -> HoldEnd + Send + 'static) -> Result<String> {
+        lock(&caught.signals).over = true;
+        let (hold, to) = (self.clone(), caught.to.clone());
+        // an agent that hangs must not keep a signal waiting
+        let told = move || drop(to.send(End::Told(hold.tell_end(end))));
+        let thread = std::thread::Builder::new().name("end".into()).spawn(told);
+        thread.map_err(|e| Error::io(e, "cannot start a thread"))?;
+        match caught.from.recv() {
+            Ok(End::Told(answer)) => answer,
+            Ok(End::GivenUp) | Err(_) => {
+                let what = format!(
+                    "ended by a second signal, before the agent confirmed how the hold ended. Unless it had heard of that \
+                     already, {0} stays held until the next hold that succeeds, or `syncagent hold {0} --release`; \
+                     `syncagent status {0}` tells",
+                    self.tree
+                );
+                Err(Error::new(Class::Interrupted, what))
+            }
+        }
+    }
+
+    fn tell_end(&self, end: impl Fn() -> HoldEnd) -> Result<String> {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.ask(None, Some(end())) {
@@ -84,7 +115,7 @@ fn held(args: &HoldArgs) -> Result<u8> {
     let socket = args.agent.socket()?;
     let seed = format!("{} {} {}", std::process::id(), boot_ms(), wall_ms());
     let id = blake3::hash(seed.as_bytes()).to_hex()[..16].to_owned();
-    let hold = Hold { socket: &socket, tree: &args.tree, id };
+    let hold = Hold { socket, tree: args.tree.clone(), id };
     if args.release {
         complain(&hold.ask(None, Some(HoldEnd::Release))?);
         return Ok(0);
@@ -92,33 +123,35 @@ fn held(args: &HoldArgs) -> Result<u8> {
     let [program, rest @ ..] = args.command.as_slice() else {
         return Err(Error::new(Class::Config, "say what to run, after --"));
     };
-    let child = Arc::new(Mutex::new(Caught::default()));
-    forward_signals(&child)?;
+    let caught = Caught::new();
+    forward_signals(&caught)?;
     hold.begin(&shown(&args.command))?;
-    if lock(&child).before.is_some() {
+    if lock(&caught.signals).before.is_some() {
         // nothing was written
-        hold.end(|| HoldEnd::Publish)?;
+        hold.end(&caught, || HoldEnd::NotBegun)?;
         return Err(Error::new(Class::Interrupted, "ended by a signal before the command was begun"));
     }
     let spawned = Command::new(program).args(rest).spawn();
     let status = match spawned {
-        Ok(running) => wait(&child, running)?,
+        Ok(running) => wait(&caught.signals, running)?,
         Err(e) => {
             // nothing was written
-            complain(&format!("cannot run {}: {e}", program.to_string_lossy()));
+            let ended = hold.end(&caught, || HoldEnd::NotBegun)?;
+            complain(&format!("cannot run {}: {e}; {ended}", program.to_string_lossy()));
             let missing = e.kind() == std::io::ErrorKind::NotFound;
-            return hold.end(|| HoldEnd::Publish).map(|_| if missing { NOT_FOUND } else { CANNOT_RUN });
+            return Ok(if missing { NOT_FOUND } else { CANNOT_RUN });
         }
     };
     if status.success() {
-        complain(&hold.end(|| HoldEnd::Publish)?);
+        complain(&hold.end(&caught, || HoldEnd::Publish)?);
         return Ok(0);
     }
     let how = match status.signal() {
         Some(signal) => format!("{} was ended by signal {signal}", program.to_string_lossy()),
         None => format!("{} ended with exit code {}", program.to_string_lossy(), status.code().unwrap_or(-1)),
     };
-    match hold.end(|| HoldEnd::Fail(how.clone())) {
+    let why = how.clone();
+    match hold.end(&caught, move || HoldEnd::Fail(why.clone())) {
         Ok(_) => complain(&format!(
             "{how}; {} stays held until the next hold that succeeds, or `syncagent hold {0} --release`",
             args.tree
@@ -140,18 +173,37 @@ fn shown(command: &[impl AsRef<OsStr>]) -> String {
 
 /// What signals are about.
 #[derive(Default)]
-struct Caught {
+struct Signals {
     /// The command, while it runs.
     child: Option<Pid>,
     /// One that came when nothing ran.
     before: Option<Signal>,
+    /// Nothing runs any more; the agent is told.
+    over: bool,
+    /// So many came.
+    count: u32,
+}
+
+/// What signals are about, and what they can end.
+struct Caught {
+    signals: Arc<Mutex<Signals>>,
+    to: Sender<End>,
+    from: Receiver<End>,
+}
+
+impl Caught {
+    fn new() -> Self {
+        let (to, from) = channel();
+        Self { signals: Arc::default(), to, from }
+    }
 }
 
 /// Waits for the command, to which signals are handed on meanwhile.
-fn wait(child: &Mutex<Caught>, mut running: Child) -> Result<ExitStatus> {
+fn wait(child: &Mutex<Signals>, mut running: Child) -> Result<ExitStatus> {
     let set = |pid| {
         let mut caught = lock(child);
         caught.child = pid;
+        caught.over = pid.is_none();
         if let (Some(pid), Some(signal)) = (pid, caught.before.take()) {
             // it may just have ended
             let _ = kill_process(pid, signal);
@@ -167,14 +219,16 @@ fn wait(child: &Mutex<Caught>, mut running: Child) -> Result<ExitStatus> {
     running.wait().map_err(|e| Error::io(e, "cannot wait for the command"))
 }
 
-/// We live until the command ends: SIGTERM and SIGHUP are for it. The terminal sends it SIGINT itself.
-fn forward_signals(child: &Arc<Mutex<Caught>>) -> Result<()> {
+/// We live until the command ends: SIGTERM and SIGHUP are for it. The terminal sends it SIGINT itself. Afterwards they are for
+/// us: a second one ends us, also where the first one was for the command.
+fn forward_signals(caught: &Caught) -> Result<()> {
     let cannot = |e| Error::io(e, "cannot handle signals");
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(cannot)?;
-    let child = child.clone();
+    let (child, to) = (caught.signals.clone(), caught.to.clone());
     let forward = move || {
         for signal in signals.forever() {
             let mut caught = lock(&child);
+            caught.count = caught.count.saturating_add(1);
             let signal = match signal {
                 SIGTERM => Signal::TERM,
                 SIGHUP => Signal::HUP,
@@ -184,6 +238,11 @@ fn forward_signals(child: &Arc<Mutex<Caught>>) -> Result<()> {
                 Some(_) if signal == Signal::INT => {}
                 // it may just have ended
                 Some(pid) => drop(kill_process(pid, signal)),
+                // who waits for the end may have been answered just now
+                None if caught.over && caught.count > 1 => drop(to.send(End::GivenUp)),
+                None if caught.over => complain(
+                    "the command has ended, and the agent is being told how; a second signal ends this at once",
+                ),
                 None => caught.before = Some(signal),
             }
         }

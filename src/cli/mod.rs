@@ -85,6 +85,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Refresh(args) => admin::refresh(args),
         Command::Pause(args) => admin::pause(args),
         Command::Resume(args) => admin::resume(args),
+        Command::Forget(args) => admin::forget(args),
         Command::Drain(args) => admin::drain(args),
         Command::Undrain(args) => admin::undrain(args),
         Command::Run(args) => run::run(args),

@@ -63,6 +63,8 @@ pub enum Command {
     Drain(DrainArgs),
     /// End a drain.
     Undrain(UndrainArgs),
+    /// On the source: forget a mirror that is gone for good, so that nothing shows it or waits for it any more.
+    Forget(ForgetArgs),
     /// A tree's generations: when, from where, what changed, how long each took to be in place.
     History(HistoryArgs),
     /// On the source: publish an older generation's content again, as a new generation.
@@ -314,7 +316,7 @@ pub struct WaitArgs {
     /// Every node that may read the tree, or ever did [default on the source].
     #[arg(long)]
     pub all: bool,
-    /// The nodes of this zone.
+    /// The nodes of this zone. Those in `allow` that have not said their zone yet count as missing.
     #[arg(long)]
     pub zone: Option<String>,
     /// This node [default on a mirror: itself].
@@ -374,6 +376,17 @@ pub struct PauseArgs {
 pub struct ResumeArgs {
     /// The tree.
     pub tree: String,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
+}
+
+/// `forget`.
+#[derive(Debug, Args)]
+pub struct ForgetArgs {
+    /// The tree; this node must be its source.
+    pub tree: String,
+    /// The mirror. It must not be connected: stop its agent first, or take it out of `allow`.
+    pub node: NodeId,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
 }

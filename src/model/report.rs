@@ -135,6 +135,9 @@ pub struct Report {
     pub faults: Vec<String>,
     /// Everything it knows of is complete there: nothing pending, no drift.
     pub consistent: bool,
+    /// Nothing is known to be wrong with what is in place: what `applied` names is there, as a whole or already on its way to
+    /// a newer generation. `None`: an older program, which does not say.
+    pub intact: Option<bool>,
     /// The content digest of its tree.
     pub content: Option<Digest>,
     /// Age in milliseconds of the oldest generation that it has not applied; 0 when it has all; `None` when unknown.

@@ -117,6 +117,7 @@ impl NodeStatus {
             refreshed: None,
             verified: None,
             consistent: false,
+            intact: None,
             refresh: None,
             paused: None,
             drained: None,
@@ -228,6 +229,10 @@ pub struct NodeStatus {
     /// It has everything that is published, its server too, and nobody edited anything.
     #[serde(default)]
     pub consistent: bool,
+    /// It has `generation`, and nothing is known to be wrong with what is in place; a newer one may be on its way. `None`: an
+    /// older program, which does not say.
+    #[serde(default)]
+    pub intact: Option<bool>,
     /// How the local server is told; `None` where it is not.
     #[serde(default)]
     pub refresh: Option<RefreshStatus>,

@@ -1,5 +1,5 @@
 //! The local socket: HTTP/1.1 with JSON, `GET /1/status`, and orders as `POST /1/approve`, `/1/reset`, `/1/pause`,
-//! `/1/resume`, `/1/drain`, `/1/undrain`, `/1/hold`, `/1/wait`, `/1/refresh`.
+//! `/1/resume`, `/1/drain`, `/1/undrain`, `/1/hold`, `/1/wait`, `/1/refresh`, `/1/forget`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::peer::{Peer, said};
 use crate::agent::{Agent, HistoryEntry, HoldOrder, Ordered, Retention, RollbackOrder, TrashOrder, Wait};
 use crate::error::{Class, Error, Result};
+use crate::model::NodeId;
 
 /// What went wrong, as it is sent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +57,7 @@ pub async fn local(socket: UnixListener, agent: Arc<Agent>, stop: CancellationTo
         .route("/1/hold", post(hold))
         .route("/1/wait", post(wait))
         .route("/1/refresh", post(refresh))
+        .route("/1/forget", post(forget))
         .route("/1/trash", post(trash))
         .route("/1/history", get(history))
         .route("/1/rollback", post(rollback))
@@ -96,6 +98,15 @@ pub struct RefreshAsked {
     pub force: bool,
 }
 
+/// A mirror that is gone for good.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ForgetAsked {
+    /// Which tree.
+    pub tree: String,
+    /// Which node.
+    pub node: NodeId,
+}
+
 /// What a deploy job asks for.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HoldAsked {
@@ -115,6 +126,8 @@ pub struct HoldAsked {
 pub enum HoldEnd {
     /// The command succeeded.
     Publish,
+    /// It could not be run.
+    NotBegun,
     /// It failed, and how.
     Fail(String),
     /// Let it go, whoever holds it.
@@ -139,6 +152,10 @@ async fn undrain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<
     answer(move || agent.undrain(&from.0.ordered(order.reason))).await
 }
 
+async fn forget(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<ForgetAsked>) -> Response {
+    answer(move || agent.forget(&asked.tree, &asked.node, &from.0.ordered(None))).await
+}
+
 async fn hold(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<HoldAsked>) -> Response {
     let HoldAsked { tree, id, command, end } = asked;
     answer(move || {
@@ -148,8 +165,9 @@ async fn hold(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<Hol
                 HoldOrder::Begin { id, who: from.0.who(), pid: from.0.pid()?, command }
             }
             Some(HoldEnd::Publish) => HoldOrder::Publish { id },
+            Some(HoldEnd::NotBegun) => HoldOrder::NotBegun { id },
             Some(HoldEnd::Fail(why)) => HoldOrder::Fail { id, why: said(&why) },
-            Some(HoldEnd::Release) => HoldOrder::Release,
+            Some(HoldEnd::Release) => HoldOrder::Release { who: from.0.who() },
         };
         agent.hold(&tree, order)
     })

@@ -7,5 +7,5 @@ mod peer;
 mod public;
 
 pub use ask::{ask, ask_until, ask_with, query, tell};
-pub use local::{HistoryAnswer, HoldAsked, HoldEnd, Marked, RefreshAsked, local};
+pub use local::{ForgetAsked, HistoryAnswer, HoldAsked, HoldEnd, Marked, RefreshAsked, local};
 pub use public::Ports;

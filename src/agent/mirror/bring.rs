@@ -133,7 +133,9 @@ impl Engine {
             let unjudged = Self::is_dirty(s);
             let was = (shared.drift, std::mem::replace(&mut shared.unjudged, unjudged));
             shared.drift = drifted;
-            if was != (drifted, unjudged) {
+            let (refreshing, before) = (tree.is_refreshing(), shared.sound);
+            shared.sound.judged(drifted > 0, refreshing);
+            if before != shared.sound || was != (drifted, unjudged) {
                 tree.news.notify_one();
             }
         }
@@ -357,6 +359,10 @@ impl Engine {
         }
         tree.mark_applied(newest);
         self.tell(newest.id, is_new)?;
+        if !tree.is_refreshing() {
+            tree.shared().told();
+            tree.news.notify_one();
+        }
         tree.is_past(newest.id);
         tree.enter(State::Current);
         tree.remember(s, newest, &took, is_new);
@@ -572,7 +578,7 @@ impl Monitor for Bringing<'_> {
 
     fn committed(&self, failed: usize, vanished: u64) {
         self.committed.get_or_init(Instant::now);
-        *lock(&self.seen) = self.watcher.take();
+        *lock(&self.seen) = self.tree.take_touched(&self.watcher);
         if failed == 0 && vanished == 0 {
             self.tree.mark_applied(self.newest);
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use super::sound::Sound;
 use super::{Inbox, MirrorTree, Order, empty};
 use crate::agent::apply::{Activate, TreeOptions};
 use crate::agent::pin;
@@ -176,7 +177,12 @@ impl Engine {
     fn open(&mut self) -> Result<Session> {
         let tree = self.tree.clone();
         let path = &tree.config.path;
-        tree.shared().lock = None;
+        {
+            let mut shared = tree.shared();
+            shared.lock = None;
+            // nobody looked yet at what is here now
+            shared.sound = Sound::Unknown;
+        }
         let target = Target::open(path, false, Duration::ZERO, &tree.stop).inspect_err(|e| {
             if e.class == Class::Busy {
                 tree.shared().lock = Some(e.what.clone());
@@ -240,7 +246,10 @@ impl Engine {
         let empty = empty::is_empty(path, &self.options.filter)?;
         tree.shared().empty = Some(empty);
         let waker = tree.clone();
-        let watcher = Arc::new(Watcher::new(path, move || waker.wake())?);
+        let watcher = Arc::new(Watcher::new(path, move || {
+            waker.is_touched();
+            waker.wake();
+        })?);
         let begun = Instant::now();
         let scanned = self.scan(&control, &index, &watcher, None)?;
         tree.shared().files = scanned.files;
@@ -333,7 +342,7 @@ impl Engine {
 
     pub(super) fn gather(&self, s: &mut Session) {
         self.tree.woken.store(false, Ordering::Release);
-        let mut changes = s.watcher.take();
+        let mut changes = self.tree.take_touched(&s.watcher);
         changes.retain(|path| {
             let (parent, name) = (path.parent().unwrap_or_default(), path.split().1);
             ![false, true].iter().all(|is_dir| self.options.filter.excludes(&parent, name, *is_dir))

@@ -12,6 +12,7 @@ mod empty;
 mod engine;
 mod remote;
 mod seek;
+mod sound;
 mod tell;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +41,7 @@ use crate::model::{
 use crate::peer::Client;
 use crate::plan::PlanId;
 use crate::refresh::{Refresher, Setup};
+use sound::Sound;
 
 /// What the engine's thread is asked to do.
 enum Order {
@@ -72,6 +74,8 @@ pub(super) struct MirrorTree {
     limits: Arc<Limits>,
     orders: Sender<Order>,
     woken: AtomicBool,
+    /// Something was written here since the engine's thread last asked the watcher.
+    touched: AtomicBool,
     /// The whole mirror ends.
     stop: Arc<AtomicBool>,
     /// The run under way ends: a newer generation takes its place.
@@ -117,6 +121,8 @@ struct Shared {
     drift: u64,
     /// Something was written here, and nobody looked yet whether that is drift.
     unjudged: bool,
+    /// What is known of what is in place.
+    sound: Sound,
     watch: WatchStatus,
     lag: Lag,
     /// When what is published was not late, but deferred.
@@ -198,6 +204,7 @@ impl MirrorTree {
             happened,
             limits,
             woken: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
             stop: Arc::default(),
             supersede: Arc::default(),
             cancel: CancellationToken::new(),
@@ -218,6 +225,7 @@ impl MirrorTree {
                 empty,
                 drift: 0,
                 unjudged: false,
+                sound: Sound::Unknown,
                 watch: WatchStatus::default(),
                 complete: None,
                 lag: Lag::default(),
@@ -286,9 +294,12 @@ impl MirrorTree {
     fn refreshed(&self) {
         if let Some(refresher) = self.refresher.get() {
             self.mark_complete(|| refresher.complete());
+            let mut shared = self.shared();
             if !refresher.is_open() {
-                self.shared().forget_stay();
+                shared.forget_stay();
+                shared.told();
             }
+            drop(shared);
             self.news.notify_one();
         }
     }
@@ -384,6 +395,7 @@ impl MirrorTree {
             verified: refresher.filter(|r| r.has_verify()).and_then(|r| r.verified()),
             refresh: refresher.map(|r| r.status()),
             consistent: shared.connected && self.is_consistent(shared),
+            intact: Some(self.is_intact(shared)),
             paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
             drained: self.limits.drained(),
             empty: shared.empty,
@@ -424,6 +436,7 @@ impl MirrorTree {
             // a report that arrives is itself a sign of a connection
             state: self.state_of(&shared),
             consistent: self.is_consistent(&shared),
+            intact: own.intact,
             error: self.error(&shared, now),
             faults: self.limits.faults(&self.config, &own),
             applied: own.generation,

@@ -17,7 +17,7 @@ use crate::agent::role::{HoldOrder, Reply};
 use crate::agent::target::{Target, recover_source};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
-use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms, wall_ms, write_atomic};
+use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{
     Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped,
@@ -63,6 +63,8 @@ pub(super) struct Engine {
     kept: Instant,
     /// Who waits for what a hold wrote to be published.
     pub(super) ending: Option<Reply>,
+    /// The tree's own directory, where a hold is marked; `None` where the tree cannot be written to.
+    pub(super) control: Option<Dir>,
 }
 
 /// The tree, open.
@@ -190,6 +192,7 @@ impl Engine {
             base,
             kept,
             ending: None,
+            control: None,
             rolling: None,
             rolled: false,
         })
@@ -272,7 +275,7 @@ impl Engine {
     /// The tree from being opened until something about it changed that needs opening it again.
     fn session(&mut self) -> Result<()> {
         let mut s = self.open()?;
-        self.restore_hold();
+        self.restore_hold()?;
         self.tell_of_what_is_published()?;
         self.look(&mut s, false)?;
         loop {
@@ -291,6 +294,7 @@ impl Engine {
             pin::check(&old, "source", &path, &mount, &self.remedy())?;
         }
         self.tree.shared().lock = None;
+        self.control = None;
         let index = Index::open(&self.tree.state.file("source.db"))?;
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
@@ -305,7 +309,9 @@ impl Engine {
                 self.tree.seek.clean(&control.dir)?;
                 let applied = control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
                 self.high.raise(applied.map_or_else(GenId::default, |(id, _)| id))?;
-                (Some(HighWater::open(&control.dir, HIGH)?), lock)
+                let own_high = HighWater::open(&control.dir, HIGH)?;
+                self.control = Some(control.dir);
+                (Some(own_high), lock)
             }
             Err(e) if e.class == Class::Busy => {
                 self.tree.shared().lock = Some(e.what.clone());
@@ -321,7 +327,10 @@ impl Engine {
             // the state directory was lost: what the tree itself says still counts
             self.high.raise(own.get())?;
         }
-        self.tree.shared().high = self.high.get();
+        {
+            let mut shared = self.tree.shared();
+            (shared.high, shared.opened) = (self.high.get(), true);
+        }
         let waker = self.tree.clone();
         let watcher = Arc::new(Watcher::new(&path, move || waker.wake())?);
         let dir = Arc::new(dir);
@@ -605,11 +614,8 @@ impl Engine {
         }
         self.kept = Instant::now();
         self.tree.history.flush();
-        let snapshot = self.tree.shared().nodes.snapshot((boot_ms(), wall_ms()));
-        if let Some(text) = snapshot
-            && let Err(e) = write_atomic(self.tree.state.dir(), super::nodes::Nodes::file(), &text)
-        {
-            tracing::warn!(tree = self.name(), "cannot write down which nodes there are: {e}");
+        if let Err(e) = self.tree.write_nodes() {
+            tracing::warn!(tree = self.name(), "{e}");
         }
     }
 }

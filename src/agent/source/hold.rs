@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::engine::{Engine, Session};
 use super::publish::Published;
-use super::{Order, SourceTree};
+use super::{Order, SourceTree, lock};
 use crate::agent::orders::{Held, Phase, Process};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::disk::{process_end, wall_ms};
@@ -24,30 +24,44 @@ const ROLLBACK: &str = "rollback";
 const NAMED: usize = 3;
 
 impl SourceTree {
-    /// Sends [`Order::HolderEnded`] when the process of the hold `id` ends.
-    fn watch_holder(self: &Arc<Self>, id: String, process: Process) -> Result<()> {
-        let tree = Arc::downgrade(self);
+    /// Sends [`Order::HolderEnded`] when the process of the hold `id` ends. One thread does that for each hold, however
+    /// often the tree is opened anew.
+    fn watch_holder(self: &Arc<Self>, id: &str, process: Process) -> Result<()> {
+        if lock(&self.watched).replace(id.to_owned()).is_some_and(|watched| watched == id) {
+            return Ok(());
+        }
+        let (tree, hold) = (Arc::downgrade(self), id.to_owned());
         let end = move || {
             process_end(process.pid, LOOK, &|| process.is_there());
             if let Some(tree) = tree.upgrade() {
                 // an engine that ended reads the record at its next start
-                let _ = tree.orders.send(Order::HolderEnded(id));
+                let _ = tree.orders.send(Order::HolderEnded(hold.clone()));
+                // and a session that could not write its end down asks again
+                lock(&tree.watched).take_if(|watched| *watched == hold);
             }
         };
         let thread = std::thread::Builder::new().name("holder".into()).spawn(end);
-        thread.map(drop).map_err(|e| Error::io(e, "cannot start a thread"))
+        thread.map(drop).map_err(|e| {
+            *lock(&self.watched) = None;
+            Error::io(e, "cannot start a thread")
+        })
     }
 }
 
 impl Engine {
     /// Goes on with a hold that the agent left when it ended.
-    pub(super) fn restore_hold(&self) {
+    ///
+    /// # Errors
+    /// What the tree says of a hold cannot be written down here.
+    pub(super) fn restore_hold(&self) -> Result<()> {
+        self.reconcile_mark()?;
         let held = self.tree.shared().orders.hold.clone();
-        let Some(held) = held.filter(|h| h.phase == Phase::Running) else { return };
-        if let Err(e) = self.tree.watch_holder(held.id.clone(), held.process) {
+        let Some(held) = held.filter(|h| h.phase == Phase::Running) else { return Ok(()) };
+        if let Err(e) = self.tree.watch_holder(&held.id, held.process) {
             tracing::error!(tree = self.name(), "{e}");
             self.fail(&held.id, "its process cannot be watched");
         }
+        Ok(())
     }
 
     pub(super) fn is_publishing_hold(&self) -> bool {
@@ -76,8 +90,18 @@ impl Engine {
                 self.fail(&id, &why);
                 Ok(format!("{} stays held: {why}", self.name()))
             }
-            HoldOrder::Release => {
-                let done = self.release();
+            HoldOrder::NotBegun { id } => {
+                let done = self.not_begun(&id);
+                let ended = done.is_ok();
+                let _ = reply.send(done);
+                if ended {
+                    s.be_thorough();
+                    self.look(s, false)?;
+                }
+                return Ok(());
+            }
+            HoldOrder::Release { who } => {
+                let done = self.release(&who);
                 let released = done.is_ok();
                 let _ = reply.send(done);
                 if released {
@@ -95,7 +119,15 @@ impl Engine {
     fn begin(&self, id: String, who: String, pid: i32, command: String) -> Result<String> {
         let gone = || Error::new(Class::Transient, "the process that asked for the hold is gone");
         let process = Process::of(pid).ok_or_else(gone)?;
-        let held = Held { id: id.clone(), who, command, at_ms: wall_ms(), process, phase: Phase::Running };
+        let held = Held {
+            id: id.clone(),
+            who,
+            command,
+            at_ms: wall_ms(),
+            process,
+            phase: Phase::Running,
+            before: None,
+        };
         let (name, command) = (self.name().to_owned(), held.command.clone());
         let mut known = false;
         self.tree.order(|orders| {
@@ -114,13 +146,22 @@ impl Engine {
                 let what = format!("{name} is held already, by {}, for {}", other.who, other.command);
                 return Err(Error::new(Class::Busy, what));
             }
-            orders.hold = Some(held);
+            let before = orders.hold.take().map(|before| {
+                let phase = match before.phase {
+                    Phase::Running => Phase::Failed(DIED.into()),
+                    phase => phase,
+                };
+                Box::new(Held { phase, before: None, ..before })
+            });
+            orders.hold = Some(Held { before, ..held });
             Ok(())
         })?;
+        // before the command begins
+        self.set_mark();
         if known {
             return Ok(format!("{} is held", self.name()));
         }
-        self.tree.watch_holder(id.clone(), process).inspect_err(|e| self.fail(&id, &e.to_string()))?;
+        self.tree.watch_holder(&id, process).inspect_err(|e| self.fail(&id, &e.to_string()))?;
         tracing::info!(tree = self.name(), command, "held");
         Ok(format!("{} is held", self.name()))
     }
@@ -136,9 +177,12 @@ impl Engine {
                 at_ms: wall_ms(),
                 process: Process { pid: 0, started: 0 },
                 phase: Phase::Failed(why),
+                before: None,
             });
             Ok(())
-        })
+        })?;
+        self.set_mark();
+        Ok(())
     }
 
     /// Whether nothing but such a rollback keeps the tree back.
@@ -152,6 +196,7 @@ impl Engine {
         if !self.is_held_by_rollback() {
             return Ok(());
         }
+        self.drop_mark()?;
         self.tree.order(|orders| {
             orders.hold.take_if(|hold| hold.id == ROLLBACK);
             Ok(())
@@ -175,16 +220,37 @@ impl Engine {
         }
     }
 
-    fn release(&self) -> Result<String> {
+    /// The command of this hold never began: everything is as it was before it.
+    fn not_begun(&self, id: &str) -> Result<String> {
+        let before = self.tree.shared().orders.hold.as_ref().filter(|h| h.id == id).map(|h| h.before.clone());
+        let Some(before) = before else { return Ok(format!("{} is not held for that", self.name())) };
+        if before.is_none() {
+            self.drop_mark()?;
+        }
+        self.tree.order(|orders| {
+            orders.hold = before.clone().map(|before| *before);
+            Ok(())
+        })?;
+        self.set_mark();
+        Ok(match before {
+            Some(before) => format!("{} stays held since {} failed", self.name(), before.command),
+            None => format!("{} is not held any more", self.name()),
+        })
+    }
+
+    fn release(&self, who: &str) -> Result<String> {
         let mut was = None;
+        if self.tree.shared().orders.hold.is_some() {
+            self.drop_mark()?;
+        }
         self.tree.order(|orders| {
             was = orders.hold.take();
             let none = || Error::new(Class::Config, format!("nobody holds {}", self.name()));
             was.as_ref().map(|_| ()).ok_or_else(none)
         })?;
         let by = was.map(|h| format!(" (it was held by {}, for {})", h.who, h.command)).unwrap_or_default();
-        tracing::info!(tree = self.name(), "released{by}");
-        Ok(format!("{} is released{by}", self.name()))
+        tracing::info!(tree = self.name(), "released by {who}{by}");
+        Ok(format!("{} is released by {who}{by}", self.name()))
     }
 
     /// The job succeeded. Its answer is sent when what it wrote is published, or cannot be.
@@ -294,6 +360,10 @@ impl Engine {
             Ok(said) => said.clone(),
             Err(e) => e.to_string(),
         };
+        if let Err(e) = self.drop_mark() {
+            // the next start finds it, and holds the tree once more: better than once too little
+            tracing::warn!(tree = self.name(), "{e}");
+        }
         let done = self.tree.order(|orders| {
             let id = orders.hold.take().map(|h| h.id).unwrap_or_default();
             orders.ended = answer.is_ok().then_some((id, said.clone()));

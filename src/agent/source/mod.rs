@@ -5,7 +5,9 @@
 //! locks, so that an answer never waits for a disk or a mirror.
 
 mod engine;
+mod forget;
 mod hold;
+mod mark;
 mod nodes;
 mod publish;
 mod retain;
@@ -84,6 +86,10 @@ pub(super) struct SourceTree {
     stop: AtomicBool,
     shared: Mutex<Shared>,
     ordering: Mutex<()>,
+    /// One writes the register of nodes at a time, so that what is forgotten is not written again.
+    keeping: Mutex<()>,
+    /// The hold of which a thread tells when its process ends.
+    watched: Mutex<Option<String>>,
     root: Mutex<Option<Arc<Dir>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
@@ -102,6 +108,8 @@ struct Shared {
     unpublished_since: Option<u64>,
     /// The highest generation that this source ever named.
     high: GenId,
+    /// The tree was opened, so that `high` counts what the tree itself says, too.
+    opened: bool,
     /// A mirror has a generation that this source never made.
     superseded: Option<(GenId, NodeId)>,
     published: Published,
@@ -167,6 +175,7 @@ impl SourceTree {
                 watch: WatchStatus::default(),
                 unpublished_since: None,
                 high: GenId::default(),
+                opened: false,
                 superseded: None,
                 published,
                 nodes,
@@ -177,6 +186,8 @@ impl SourceTree {
                 flush: (now.0, 0),
             }),
             ordering: Mutex::new(()),
+            keeping: Mutex::new(()),
+            watched: Mutex::new(None),
             root: Mutex::new(None),
             thread: Mutex::new(None),
             refresher: OnceLock::new(),
@@ -294,14 +305,22 @@ impl Role for SourceTree {
             error: shared.trouble.report(now).or(failed_hold),
             paused: shared.orders.paused.as_ref().map(|o| o.mark(wall)),
             consistent: head.is_some() && state == State::Current && !unpublished && complete == published,
+            // what is written here next takes nothing away from what was published
+            intact: Some(
+                complete.is_some()
+                    && !matches!(state, State::Starting | State::Failed | State::Superseded)
+                    && refresher.is_none_or(|r| r.status().error.is_none()),
+            ),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: true,
             ..NodeStatus::new(self.node.clone(), RoleName::Source)
         };
         let mut nodes = vec![own];
         // what a source never made (it was restored from a backup) is not what it has published
-        let ours =
-            |row: NodeStatus| NodeStatus { consistent: row.consistent && row.generation <= published, ..row };
+        let ours = |row: NodeStatus| {
+            let ours = row.generation <= published;
+            NodeStatus { consistent: row.consistent && ours, intact: row.intact.map(|i| i && ours), ..row }
+        };
         nodes.extend(shared.nodes.status(now, &behind).into_iter().map(ours));
         TreeStatus {
             head: head.as_ref().map(|g| g.id),
@@ -364,6 +383,10 @@ impl Role for SourceTree {
 
     fn refresher(&self) -> Option<Arc<Refresher>> {
         self.refresher.get().cloned()
+    }
+
+    fn forget(&self, node: &NodeId) -> Result<String> {
+        self.forget_node(node)
     }
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {

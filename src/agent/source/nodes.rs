@@ -6,12 +6,15 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::state::TreeState;
+use crate::error::{Class, Error, Result};
 use crate::lag::{Behind, History};
 use crate::model::{Convergence, GenId, Mark, NodeId, NodeStatus, Report, RoleName, State};
 
 const FILE: &str = "nodes.json";
 /// A bound against certificates without end.
 const MAX_NODES: usize = 10_000;
+/// Nodes that an error names.
+const NAMED: usize = 8;
 
 /// What is known of one node.
 struct Node {
@@ -27,6 +30,9 @@ struct Node {
     is_fresh: bool,
     history: History,
 }
+
+/// A node that was taken out.
+pub(super) struct Forgotten(Option<(NodeId, Node)>);
 
 /// As it is written down: wall-clock times of this host.
 #[derive(Serialize, Deserialize)]
@@ -97,6 +103,58 @@ impl Nodes {
         self.news
     }
 
+    /// What [`Nodes::snapshot`] gave was not written down.
+    pub(super) fn not_written(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Takes a node out that is gone for good. Gives what was known of it, for the operator.
+    ///
+    /// # Errors
+    /// It is not known, or it is connected. Nothing has changed then.
+    pub(super) fn forget(&mut self, id: &NodeId, tree: &str, now: u64) -> Result<(String, Forgotten)> {
+        let Some(node) = self.nodes.get(id) else {
+            let known = if self.nodes.is_empty() {
+                "none was ever heard".to_owned()
+            } else {
+                format!("`syncagent status {tree}` lists those that were heard{}", self.like(id))
+            };
+            return Err(Error::new(Class::Config, format!("{tree} has no mirror `{id}`: {known}")));
+        };
+        if node.connected() {
+            let what = format!(
+                "{id} is connected, so it would be known again at once; nothing was changed. Stop its agent (on {id}: \
+                 systemctl disable --now syncagent), or take it out of the source's `allow` and reload, then ask again"
+            );
+            return Err(Error::new(Class::Refused, what));
+        }
+        let which = node.confirmed.map_or("nothing".into(), |g| format!("generation {g}"));
+        let age = u64::try_from(now as i64 - node.heard_at).unwrap_or(0) / 1000;
+        self.dirty = true;
+        let node = self.nodes.remove(id).map(|node| (id.clone(), node));
+        Ok((format!("it was not heard for {age} s and last confirmed {which}"), Forgotten(node)))
+    }
+
+    /// What was forgotten could not be written down, so it is not. One that came again meanwhile is newer.
+    pub(super) fn remember(&mut self, forgotten: Forgotten) {
+        if let Some((id, node)) = forgotten.0 {
+            self.nodes.entry(id).or_insert(node);
+        }
+    }
+
+    /// Known nodes with a name like `id`, as the end of a sentence.
+    fn like(&self, id: &NodeId) -> String {
+        let alike = |a: &str, b: &str| {
+            let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+            a.contains(b) || b.contains(a) || same * 2 >= a.len().max(b.len())
+        };
+        let mut like: Vec<&str> =
+            self.nodes.keys().map(NodeId::as_str).filter(|known| alike(known, id.as_str())).collect();
+        like.sort_unstable();
+        like.truncate(NAMED);
+        if like.is_empty() { String::new() } else { format!(", among them {}", like.join(", ")) }
+    }
+
     /// The file that [`Nodes::snapshot`] is for.
     pub(super) fn file() -> &'static str {
         FILE
@@ -147,6 +205,10 @@ impl Nodes {
 
     /// A connection came (1) or went (-1).
     pub(super) fn connected(&mut self, id: &NodeId, delta: i32, now: u64) {
+        if delta < 0 && !self.nodes.contains_key(id) {
+            // what goes away is no news
+            return;
+        }
         if let Some(node) = self.node(id, now) {
             node.is_fresh &= node.connections > 0;
             node.connections += delta;
@@ -170,7 +232,7 @@ impl Nodes {
         let age = |at: i64| u64::try_from(now as i64 - at).unwrap_or(0);
         let row = |(id, n): (&NodeId, &Node)| {
             let late = behind(n.confirmed);
-            let connected = n.connections > 0;
+            let connected = n.connected();
             let passed = age(n.reported_at);
             let mut error = n.report.error.clone();
             if let Some(error) = &mut error {
@@ -189,6 +251,11 @@ impl Nodes {
                 refreshed: n.report.refreshed,
                 verified: n.report.verified,
                 consistent: connected && n.is_fresh && n.report.consistent && late.oldest.is_none(),
+                // a question that came with more than the last report names says nothing of how that is
+                intact: n
+                    .report
+                    .intact
+                    .map(|intact| intact && connected && n.is_fresh && n.confirmed <= n.report.applied),
                 refresh,
                 paused: later(&n.report.paused),
                 drained: later(&n.report.drained),
@@ -213,6 +280,10 @@ impl Nodes {
 }
 
 impl Node {
+    fn connected(&self) -> bool {
+        self.connections > 0
+    }
+
     fn confirm(&mut self, known: Option<GenId>, now: u64) {
         // what it has may also shrink: it lost its tree, and says so
         if known != self.confirmed {
@@ -225,6 +296,61 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_node_is_on_its_way_from_counts_as_it_said_last_and_while_it_is_there() {
+        let id = NodeId::new("b").unwrap();
+        let gen_id = |number| GenId { epoch: 1, number };
+        let row = |nodes: &Nodes| nodes.status(9, &|_| Behind::default()).remove(0).intact;
+        let report = |number, intact| Report { applied: Some(gen_id(number)), intact, ..Report::default() };
+        let mut nodes = Nodes::default();
+        nodes.connected(&id, 1, 1);
+        nodes.heard(&id, Some(gen_id(5)), 1);
+        assert_eq!(row(&nodes), None, "it has not reported yet");
+        nodes.reported(&id, report(5, None), 2);
+        assert_eq!(row(&nodes), None, "an older program");
+        nodes.reported(&id, report(5, Some(true)), 3);
+        assert_eq!(row(&nodes), Some(true));
+        nodes.heard(&id, Some(gen_id(6)), 4);
+        assert_eq!(row(&nodes), Some(false), "of 6 it has not said how it is");
+        nodes.reported(&id, report(6, Some(true)), 5);
+        assert_eq!(row(&nodes), Some(true));
+        nodes.connected(&id, -1, 6);
+        assert_eq!(row(&nodes), Some(false));
+        nodes.connected(&id, 1, 7);
+        assert_eq!(row(&nodes), Some(false), "it may have been edited meanwhile");
+    }
+
+    #[test]
+    fn a_forgotten_node_is_gone_and_one_that_is_there_is_not_forgotten() {
+        let (id, other) = (NodeId::new("app2").unwrap(), NodeId::new("app12").unwrap());
+        let known = |nodes: &Nodes| nodes.status(9, &|_| Behind::default()).len();
+        let refused = |nodes: &mut Nodes, id| nodes.forget(id, "t", 5_000).map(|_| ()).unwrap_err();
+        let mut nodes = Nodes::default();
+        assert!(refused(&mut nodes, &id).what.contains("none was ever heard"));
+        nodes.heard(&id, Some(GenId { epoch: 1, number: 5 }), 1_000);
+        nodes.connected(&id, 1, 1_000);
+        let e = refused(&mut nodes, &id);
+        assert!(e.class == Class::Refused && e.what.contains("is connected"), "{e}");
+        let e = refused(&mut nodes, &other);
+        assert!(e.class == Class::Config && e.what.ends_with("among them app2"), "{e}");
+        assert_eq!(known(&nodes), 1);
+        nodes.connected(&id, -1, 2_000);
+        let _ = nodes.snapshot((0, 0));
+        let (said, forgotten) = nodes.forget(&id, "t", 5_000).unwrap();
+        assert_eq!(said, "it was not heard for 4 s and last confirmed generation 1.5");
+        assert_eq!(known(&nodes), 0);
+        let text = String::from_utf8(nodes.snapshot((0, 0)).unwrap()).unwrap();
+        assert!(!text.contains("app2"), "{text}");
+        // a connection that ends late does not bring it back, a question does
+        nodes.connected(&id, -1, 5_000);
+        assert_eq!(known(&nodes), 0);
+        nodes.remember(forgotten);
+        assert_eq!(known(&nodes), 1);
+        nodes.forget(&id, "t", 5_000).unwrap();
+        nodes.heard(&id, None, 6_000);
+        assert_eq!(known(&nodes), 1);
+    }
 
     #[test]
     fn what_a_node_said_before_it_was_away_does_not_make_it_consistent() {

@@ -189,7 +189,12 @@ impl Engine {
 
     fn is_held(&self) -> bool {
         if self.is_kept_back() {
-            // status says by whom
+            // status says by whom; and the tree was just read, whatever failed before
+            let mut shared = self.tree.shared();
+            if shared.state == State::Failed {
+                shared.state = State::Settling;
+                shared.trouble.clear();
+            }
             return true;
         }
         let Some(path) = &self.tree.role.hold_file else { return false };

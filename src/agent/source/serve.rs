@@ -45,8 +45,9 @@ impl peer::Serve for SourceTree {
                 return Err(Error::new(Class::Config, format!("no source has ever come to generation {id}")));
             }
             let newest = head.as_ref().map_or(GenId::default(), |h| h.id);
-            let unknown =
-                id > newest.max(shared.high) || head.is_some_and(|h| id == h.id && root != h.root.object);
+            // after the loss of the state directory only the tree knows how far this source came
+            let unknown = shared.opened && id > newest.max(shared.high)
+                || head.is_some_and(|h| id == h.id && root != h.root.object);
             if unknown && shared.superseded.as_ref().is_none_or(|(known, _)| id > *known) {
                 shared.superseded = Some((id, node.clone()));
                 drop(shared);

@@ -8,7 +8,7 @@ use crate::agent::orders::Ordered;
 use crate::agent::role::{HoldOrder, Role};
 use crate::disk::{Dir, ensure_dir_all, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{GenId, RefreshState, State, escaped};
+use crate::model::{GenId, NodeId, RefreshState, State, escaped};
 use crate::refresh::Refresher;
 
 const DRAINED: &str = "drained.json";
@@ -79,6 +79,16 @@ impl Agent {
     pub fn resume(&self, tree: &str, by: &Ordered) -> Result<String> {
         self.log(&format!("resume {tree}"), by);
         self.role(tree)?.resume()
+    }
+
+    /// A mirror that is gone for good is not shown or waited for any more. Blocking.
+    ///
+    /// # Errors
+    /// There is no such tree, or as [`Role::forget`](crate::agent::Role).
+    pub fn forget(&self, tree: &str, node: &NodeId, by: &Ordered) -> Result<String> {
+        let said = self.role(tree)?.forget(node)?;
+        self.log(&format!("{said}; forget {tree} {node}"), by);
+        Ok(said)
     }
 
     /// A deploy job's hold. Blocking, up to a minute.

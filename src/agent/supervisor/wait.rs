@@ -12,6 +12,7 @@ use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, Tre
 
 /// The state in memory is looked at so often.
 const LOOK: Duration = Duration::from_millis(20);
+const NOT_HEARD: &str = "is not connected and has never reported";
 
 /// What is waited for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,17 +143,28 @@ fn judge(
         Scope::Zone(name) => zone == Some(name),
         Scope::Node(node) => node == id,
     };
-    for node in status.nodes.iter().filter(|n| in_scope(&n.node, n.zone.as_deref())) {
-        match target.and_then(|target| lacks(node, target)) {
-            Some(why) => waited.missing.push((node.node.clone(), why)),
-            None => waited.consistent.push(node.node.clone()),
+    // a node may be in any zone until it has said in which
+    let is_zone = matches!(scope, Scope::Zone(_));
+    for node in &status.nodes {
+        if is_zone && !has_said_its_zone(node) {
+            let connected = if node.connected { "is connected, but has not reported yet" } else { NOT_HEARD };
+            let why = format!("it {connected}, so its zone is not known: it may be in this one");
+            waited.missing.push((node.node.clone(), why));
+        } else if in_scope(&node.node, node.zone.as_deref()) {
+            match target.and_then(|target| lacks(node, target)) {
+                Some(why) => waited.missing.push((node.node.clone(), why)),
+                None => waited.consistent.push(node.node.clone()),
+            }
         }
     }
     let unknown = expected.iter().filter(|id| !status.nodes.iter().any(|n| n.node == **id));
     // nobody knows where one stands that was never heard
-    for id in unknown.filter(|id| in_scope(id, None)) {
-        let why = "it was never heard of; is its agent installed, or does it belong in `allow` at all?";
-        waited.missing.push((id.clone(), why.into()));
+    for id in unknown.filter(|id| is_zone || in_scope(id, None)) {
+        let zone = if is_zone { ", so its zone is not known: it may be in this one" } else { "" };
+        let why = format!(
+            "it was never heard of{zone}; is its agent installed and running, or does it belong in `allow` at all?"
+        );
+        waited.missing.push((id.clone(), why));
     }
     if waited.missing.is_empty() && waited.consistent.is_empty() {
         let what = match scope {
@@ -165,16 +177,19 @@ fn judge(
     Ok(waited)
 }
 
+/// A report always carries the program's version, and the zone where there is one. The register keeps the last one.
+fn has_said_its_zone(node: &NodeStatus) -> bool {
+    node.role == RoleName::Source || node.version.is_some() || node.zone.is_some()
+}
+
 /// Why a node does not count as having `target`.
 fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
     let has = node.generation.is_some_and(|g| g >= target);
-    // while a newer one comes into place the older one still counts as reached
-    let moves_on = node.applied > node.generation;
-    // what a source without a server has published it has
-    let is_source = node.role == RoleName::Source && node.refresh.is_none();
-    // it has what it went back to, and nothing newer
-    let went_back = node.state == State::RolledBack;
-    if has && node.connected && node.drift == 0 && (node.consistent || moves_on || is_source || went_back) {
+    // while a newer one comes into place the older one still counts as reached; an older program does not say whether all is
+    // well meanwhile
+    let says_nothing = || node.applied > node.generation || node.state == State::RolledBack;
+    let whole = node.consistent || node.intact.unwrap_or_else(says_nothing);
+    if has && node.connected && node.drift == 0 && whole {
         return None;
     }
     let which = node.generation.map_or("nothing".into(), |g| format!("generation {g}"));
@@ -195,6 +210,10 @@ fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
         format!("{}; has {which}", error.what)
     } else if node.drift > 0 {
         format!("{} paths were edited there", node.drift)
+    } else if has && refresh.is_none_or(|r| r.state == RefreshState::Idle) {
+        // edits that nobody has judged yet, or a connection that is just made
+        let doing = if node.state == State::Starting { "it starts, and " } else { "" };
+        format!("has {which}, but {doing}what is in place there is being looked at")
     } else if node.applied >= Some(target) {
         "in place, and its server has not taken it up yet".into()
     } else {
@@ -237,14 +256,35 @@ mod tests {
     fn who_may_read_and_was_never_heard_is_missing() {
         let status = tree(vec![node("a", 5)]);
         assert!(missing(&status, Scope::All)[0].starts_with("b: it was never heard"));
-        assert_eq!(missing(&status, Scope::Zone("x".into())), [""; 0]);
         assert_eq!(missing(&status, Scope::Node(NodeId::new("a").unwrap())), [""; 0]);
+    }
+
+    #[test]
+    fn who_has_not_said_its_zone_yet_is_missing_in_each() {
+        let nobody = tree(vec![node("a", 5)]);
+        for zone in ["x", "y"] {
+            let why = &missing(&nobody, Scope::Zone(zone.into()))[0];
+            assert!(why.starts_with("b: it was never heard of, so its zone is not known"), "{why}");
+        }
+        let mut b = node("b", 5);
+        (b.zone, b.version, b.consistent) = (None, None, false);
+        let why = &missing(&tree(vec![node("a", 5), b.clone()]), Scope::Zone("x".into()))[0];
+        assert!(why.starts_with("b: it is connected, but has not reported yet, so its zone"), "{why}");
+        // one that has reported, and is in no zone, is in no zone
+        b.version = Some("1".into());
+        assert_eq!(missing(&tree(vec![node("a", 5), b]), Scope::Zone("x".into())), [""; 0]);
+        // and what it said last counts while it is away, also for who waits for it
+        let mut b = node("b", 5);
+        b.connected = false;
+        let gone = tree(vec![node("a", 5), b]);
+        assert_eq!(missing(&gone, Scope::Zone("x".into())), [""; 0]);
+        assert!(missing(&gone, Scope::Zone("y".into()))[0].starts_with("b: not heard for"));
     }
 
     #[test]
     fn each_reason_is_said() {
         type Change = fn(&mut NodeStatus);
-        let whys: [(&str, Change); 6] = [
+        let whys: [(&str, Change); 7] = [
             ("b: has generation 1.4 (starting), 1 behind", |n| {
                 (n.generation, n.applied, n.behind) = (Some(id(4)), Some(id(4)), Some(1));
             }),
@@ -259,7 +299,14 @@ mod tests {
                 n.generation = Some(id(4));
                 n.error = Some(crate::model::Trouble { what: "no space".into(), for_ms: 1 });
             }),
-            ("b: in place, and its server has not taken it up yet", |n| n.consistent = false),
+            ("b: has generation 1.5, but it starts, and what is in place there is being looked at", |n| {
+                (n.consistent, n.intact) = (false, Some(false));
+            }),
+            ("b: in place, and its server has not taken it up yet", |n| {
+                (n.consistent, n.intact) = (false, Some(false));
+                let state = RefreshState::Waiting;
+                n.refresh = Some(crate::model::RefreshStatus { state, ..Default::default() });
+            }),
         ];
         for (why, change) in whys {
             let mut b = node("b", 5);
@@ -271,8 +318,29 @@ mod tests {
     #[test]
     fn a_node_that_goes_on_to_a_newer_generation_has_this_one() {
         let mut b = node("b", 5);
+        // an older program does not say whether it is intact
         (b.applied, b.consistent) = (Some(id(6)), false);
-        assert_eq!(missing(&tree(vec![node("a", 7), b]), Scope::All), [""; 0]);
+        assert_eq!(lacks(&b, id(5)), None);
+        b.intact = Some(false);
+        assert!(lacks(&b, id(5)).is_some());
+        for state in [State::Fetching, State::Committing, State::Refreshing] {
+            (b.state, b.applied, b.intact) = (state, Some(id(5)), Some(true));
+            assert_eq!(missing(&tree(vec![node("a", 7), b.clone()]), Scope::All), [""; 0]);
+            assert!(lacks(&b, id(6)).is_some(), "and not the newer one");
+        }
+    }
+
+    #[test]
+    fn who_confirmed_it_and_cannot_be_heard_or_was_edited_does_not_count() {
+        type Change = fn(&mut NodeStatus);
+        let changes: [Change; 3] =
+            [|n| n.connected = false, |n| n.drift = 1, |n| (n.intact, n.consistent) = (Some(false), false)];
+        for change in changes {
+            let mut b = NodeStatus { intact: Some(true), ..node("b", 6) };
+            assert_eq!(lacks(&b, id(5)), None);
+            change(&mut b);
+            assert!(lacks(&b, id(5)).is_some());
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::cluster::{Agent, Cluster, run, until, within};
 use crate::support::{Ran, program};
 
-fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent) {
+pub(super) fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent) {
     let c = Cluster::new(&["a", "b"]);
     c.source("a", source);
     c.scratch.write("a/tree/x", "1");
@@ -20,12 +20,12 @@ fn pair(source: &str, mirror: &str) -> (Cluster, Agent, Agent) {
     (c, a, b)
 }
 
-fn hold(agent: &Agent, script: &str) -> Ran {
+pub(super) fn hold(agent: &Agent, script: &str) -> Ran {
     run(&["hold", "t", "--socket", agent.socket.to_str().unwrap(), "--", "sh", "-c", script])
 }
 
 /// Starts a hold whose command waits for the file `go`.
-fn hold_until(c: &Cluster, agent: &Agent, then: &str) -> Child {
+pub(super) fn hold_until(c: &Cluster, agent: &Agent, then: &str) -> Child {
     let go = c.path().join("go");
     let tree = c.tree("a");
     let script = format!(
@@ -42,12 +42,12 @@ fn hold_until(c: &Cluster, agent: &Agent, then: &str) -> Child {
     child
 }
 
-fn number(agent: &Agent) -> u64 {
+pub(super) fn number(agent: &Agent) -> u64 {
     agent.tree()["head"]["number"].as_u64().unwrap()
 }
 
 /// Whatever was written is published, or would be: a scan of everything has passed.
-fn flush(agent: &Agent) -> Ran {
+pub(super) fn flush(agent: &Agent) -> Ran {
     agent.order(&["wait", "t", "--timeout", "1s"])
 }
 
