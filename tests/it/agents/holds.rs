@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::cluster::{Agent, Cluster, until, within};
+use super::cluster::{Agent, Cluster, run, until, within};
 use super::operate::{flush, hold, hold_until, number, pair};
 use crate::support::is_root;
 
@@ -206,9 +206,11 @@ fn a_hold_whose_command_cannot_be_run_leaves_a_failed_one_as_it_was() {
     a.wait_for_state("current");
     let head = a.tree()["head"].clone();
     let half = format!("echo HALF > {}/app.conf; exit 3", c.tree("a").display());
-    a.order(&["hold", "t", "--", "sh", "-c", &half]).code(3);
+    hold(&a, &half).code(3);
+    let not_begun =
+        |a: &Agent, command: &str| run(&["hold", "t", "--socket", a.socket.to_str().unwrap(), "--", command]);
     for (command, code) in [("/no/such/deploy.sh", 127), ("/etc/passwd", 126)] {
-        let ran = a.order(&["hold", "t", "--", command]);
+        let ran = not_begun(&a, command);
         assert!(ran.code == code && ran.err.contains("stays held"), "{ran:?}");
     }
     a.order(&["wait", "t", "--timeout", "1s"]).code(7);
@@ -218,10 +220,10 @@ fn a_hold_whose_command_cannot_be_run_leaves_a_failed_one_as_it_was() {
     a.kill();
     let a = c.start("a");
     until("it is held", || a.own()["state"] == "held");
-    a.order(&["hold", "t", "--", "true"]).code(0);
+    hold(&a, "true").code(0);
     until("a publication", || a.tree()["head"] != head);
     // without one before it nothing is held
-    let ran = a.order(&["hold", "t", "--", "/no/such/deploy.sh"]).code(127);
+    let ran = not_begun(&a, "/no/such/deploy.sh").code(127);
     assert!(ran.err.contains("not held"), "{ran:?}");
     assert!(a.tree()["hold"].is_null());
 }
