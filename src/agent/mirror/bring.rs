@@ -1,30 +1,31 @@
 //! Bringing the tree to a generation: directories fetched, judged, staged, committed. The same steps put drift
 //! back, with the generation that is there already.
 
-use std::collections::BTreeSet;
+mod monitor;
+
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use monitor::{Bringing, Took};
+
 use super::MirrorTree;
-use super::back::lacking;
 use super::engine::{End, Engine, Session};
 use super::remote::{Remote, check};
-use crate::agent::apply::{Activate, Apply, Monitor, NotCarried, Outcome, Phase, Progress, TreeDiff, Trees};
+use crate::agent::apply::{Activate, Apply, NotCarried, Outcome, Phase, Progress, TreeDiff, Trees};
 use crate::agent::history::Applied;
 use crate::agent::unpublished::{Unpublished, unpublished};
 use crate::config::DriftPolicy;
 use crate::disk::{OwnerPolicy, Owners, boot_ms, wall_ms};
-use crate::error::{Class, Error, PathError, Result, lock};
+use crate::error::{Class, Error, Result, lock};
 use crate::lag::Lag;
 use crate::model::{
     Digest, Entry, GenId, Generation, Kind, Object, Owner, RefusedPlan, Root, RootHeader, Source as _, State,
-    TreePath, root_content,
+    root_content,
 };
-use crate::plan::{Facts, Moves, Op, Refusal, Step, Tally, judge};
+use crate::plan::{Facts, Moves, Op, Refusal, Tally, judge};
 use crate::refresh::Changed;
 use crate::scan::{Objects, OldTree};
-use crate::watch::{Changes, Watcher};
 
 /// What the source does not keep any more.
 const GONE: &str = "the source does not have any more the directory";
@@ -32,8 +33,6 @@ const GONE: &str = "the source does not have any more the directory";
 const NAMED: u64 = 20;
 /// What only older generations had goes after so many.
 const SWEEP_EVERY: u64 = 64;
-/// After content was gone, a newer generation is waited for so long.
-const NEWER_WAIT: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Makes the tree what `newest` says.
@@ -484,104 +483,6 @@ impl MirrorTree {
         }
         drop(shared);
         self.news.notify_one();
-    }
-}
-
-/// How long the parts of a run took.
-struct Took {
-    fetch: Duration,
-    plan: Duration,
-    stage: Duration,
-    commit: Duration,
-    rest: Duration,
-}
-
-/// A run, as the engine below tells of it.
-struct Bringing<'a> {
-    tree: &'a MirrorTree,
-    newest: &'a Generation,
-    watcher: Arc<Watcher>,
-    /// What happened in the tree until the commit was done.
-    seen: Mutex<Changes>,
-    staged: OnceLock<Instant>,
-    committed: OnceLock<Instant>,
-    /// For the local server.
-    changed: Mutex<Changed>,
-    /// From here on the tree changes.
-    staged_all: AtomicBool,
-    /// It is an older generation: all of it, or nothing.
-    goes_back: bool,
-    /// Why that cannot be.
-    lacking: Mutex<Option<String>>,
-}
-
-impl Bringing<'_> {
-    /// The commit begins: what the local server has is no longer what is there.
-    fn begins(&self) -> Result<()> {
-        self.tree.enter(State::Committing);
-        self.tree.note_complete();
-        self.staged_all.store(true, Ordering::Relaxed);
-        self.tree.refresher.get().map_or(Ok(()), |refresher| refresher.expect(self.newest.id))
-    }
-}
-
-impl Monitor for Bringing<'_> {
-    fn step(&self, step: &Step<'_, i64>) -> Result<()> {
-        let mut changed = lock(&self.changed);
-        changed.add(step.path);
-        if let Some(from) = step.from {
-            changed.add(&from.path);
-        }
-        Ok(())
-    }
-
-    fn root_attrs(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn lacks(&self, paths: &BTreeSet<TreePath>, errors: &[PathError]) -> Result<()> {
-        if !self.goes_back {
-            return Ok(());
-        }
-        let why = lacking(self.newest.id, paths, errors);
-        *lock(&self.lacking) = Some(why.clone());
-        Err(Error::new(Class::Transient, why))
-    }
-
-    /// Content that is gone at the source belongs to a newer generation; what is staged is used by that.
-    fn staged(&self, vanished: u64) -> Result<()> {
-        self.staged.get_or_init(Instant::now);
-        if vanished == 0 {
-            return self.begins();
-        }
-        let shared = self.tree.shared();
-        let waiting = |s: &mut super::Shared| {
-            s.newest.as_ref().is_none_or(|n| n.id <= self.newest.id) && !self.tree.stopped()
-        };
-        let (shared, timeout) = self
-            .tree
-            .arrived
-            .wait_timeout_while(shared, NEWER_WAIT, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
-        drop(shared);
-        if timeout.timed_out() {
-            // nothing newer: all but these paths comes into place
-            self.begins()
-        } else {
-            Err(Error::new(Class::Interrupted, "superseded"))
-        }
-    }
-
-    fn wants_steps(&self) -> bool {
-        self.tree.refresher.get().is_some()
-    }
-
-    fn committed(&self, failed: usize, vanished: u64) {
-        self.committed.get_or_init(Instant::now);
-        *lock(&self.seen) = self.tree.take_touched(&self.watcher);
-        if failed == 0 && vanished == 0 {
-            self.tree.mark_applied(self.newest);
-        }
     }
 }
 

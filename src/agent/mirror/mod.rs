@@ -11,6 +11,7 @@ mod deferral;
 mod empty;
 mod engine;
 mod remote;
+mod role;
 mod seek;
 mod sound;
 mod tell;
@@ -25,18 +26,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::health::Limits;
-use super::history::{History as Happened, HistoryEntry, RECENT, Ring};
-use super::orders::{Ordered, Orders};
-use super::role::{HoldOrder, NOT_OPEN, Reply, Role, Trouble, have_done, refresh_of};
+use super::history::{History as Happened, RECENT, Ring};
+use super::orders::Orders;
+use super::role::{Reply, Trouble, refresh_of};
 use super::state::TreeState;
-use super::trash::{self, Into, Trash, TrashAnswer, TrashOrder};
 use crate::config;
 use crate::disk::{boot_ms, wall_ms};
-use crate::error::{Class, Error, Result, lock};
+use crate::error::{Error, Result, lock};
 use crate::lag::{History, Lag};
 use crate::model::{
     Digest, GenId, Generation, NodeId, NodeStatus, RefusedPlan, Report, RoleName, State, TreePath,
-    TreeStatus, WatchStatus, escaped,
+    WatchStatus,
 };
 use crate::peer::Client;
 use crate::plan::PlanId;
@@ -458,124 +458,5 @@ impl MirrorTree {
 }
 
 const FIRST_PATIENCE: u64 = 3_000;
-
-impl Role for MirrorTree {
-    fn status(&self) -> TreeStatus {
-        let now = boot_ms();
-        let shared = self.shared();
-        let convergence = Some(shared.history.summary(now));
-        let own = NodeStatus { convergence, ..self.own(&shared, now) };
-        TreeStatus {
-            head: shared.newest.as_ref().map(|g| g.id),
-            content: shared.content,
-            files: Some(shared.files),
-            watch: shared.watch.clone(),
-            lock: shared.lock.clone(),
-            convergence,
-            recent: shared.recent.list(now),
-            nodes: vec![own],
-            ..TreeStatus::new(&self.config.name, &escaped(&self.config.path))
-        }
-    }
-
-    fn approve(&self, id: PlanId) -> Result<String> {
-        super::role::ask(&self.orders, |reply| Order::Approve(id, reply))
-    }
-
-    fn reset(&self) -> Result<String> {
-        let what = format!("this node is a mirror of {}; the reset belongs on its source", self.name());
-        Err(Error::new(Class::Config, what))
-    }
-
-    fn pause(&self, by: Ordered) -> Result<String> {
-        self.order(|orders| {
-            orders.paused = Some(by);
-            Ok(())
-        })?;
-        // a run under way ends before it commits; what is staged is used later
-        self.supersede.store(true, Ordering::Relaxed);
-        self.wake();
-        Ok(format!("{} is paused on this node: nothing is applied until `syncagent resume {0}`", self.name()))
-    }
-
-    fn resume(&self) -> Result<String> {
-        self.order(|orders| orders.resume(format!("{} is not paused on this node", self.name())))?;
-        let _ = self.orders.send(Order::Again);
-        Ok(format!("{} goes on", self.name()))
-    }
-
-    fn hold(&self, _order: HoldOrder) -> Result<String> {
-        let what = format!("this node is a mirror of {}; a hold belongs on its source", self.name());
-        Err(Error::new(Class::Config, what))
-    }
-
-    fn flush(&self) -> u64 {
-        let now = boot_ms();
-        self.shared().wanted = now;
-        self.again.notify_one();
-        now
-    }
-
-    fn is_flushed(&self, token: u64) -> bool {
-        self.shared().answered >= token
-    }
-
-    fn refresher(&self) -> Option<Arc<Refresher>> {
-        self.refresher.get().cloned()
-    }
-
-    fn try_again(&self) -> Result<Option<GenId>> {
-        self.try_newest_again()
-    }
-
-    fn node_changed(&self) {
-        self.news.notify_one();
-    }
-
-    fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
-        let generation = |commit| self.happened.generation_of(commit);
-        if order.reads_only() {
-            // waits for nothing that is under way
-            return trash::read_only(&self.config.path, &order, &generation);
-        }
-        let into =
-            format!("{} is a mirror here: what is put into it is drift, and taken out again", self.name());
-        have_done(&self.orders, |reply| {
-            Order::Job(Box::new(move |open| {
-                let done = match open {
-                    Some(s) => {
-                        let (root, control) = (&s.control.root, &s.control.dir);
-                        Trash { root, control, generation: &|_| None, into: Into::Refused(into) }
-                            .carry_out(&order)
-                    }
-                    None => Err(Error::new(Class::Transient, NOT_OPEN)),
-                };
-                // who asked may have gone
-                let _ = reply.send(done);
-            }))
-        })
-    }
-
-    fn history(&self, limit: usize) -> Result<Vec<HistoryEntry>> {
-        Ok(self.happened.of_mirror(&self.node, limit))
-    }
-
-    fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.supersede.store(true, Ordering::Relaxed);
-        self.cancel.cancel();
-        if let Some(refresher) = self.refresher.get() {
-            refresher.stop();
-        }
-        self.arrived.notify_all();
-        let _ = self.orders.send(Order::Stop);
-        self.shared().deferred.wake();
-    }
-
-    fn has_ended(&self) -> bool {
-        let kept = lock(&self.keeper).as_ref().is_none_or(std::thread::JoinHandle::is_finished);
-        kept && self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
-    }
-}
 
 type Inbox = Receiver<Order>;

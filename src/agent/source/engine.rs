@@ -4,27 +4,28 @@
 //! disk ends it; the next one opens everything anew and begins with a full scan, so nothing that happened
 //! in between is missed.
 
-use std::os::fd::BorrowedFd;
+mod gate;
+mod look;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::publish::Published;
+pub(super) use gate::Gated;
+
 use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::agent::target::{Target, recover_source};
 use crate::agent::{paths, pin};
 use crate::apply::{Keep, Pin, discard_stage};
-use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners, Stat, boot_ms};
+use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{
-    Cause, Digest, Entry, GenId, Generation, HeldPath, State, TreePath, WatchStatus, escaped,
-};
+use crate::model::{Cause, GenId, Generation, State, TreePath, escaped};
 use crate::plan::{Filter, PlanId};
-use crate::scan::{Counters, Gate, Index, Only, Scanned, Spec, Store, scan};
-use crate::watch::{Settle, Watcher, unfinished};
+use crate::scan::Index;
+use crate::watch::{Settle, Watcher};
 
 const PIN: &str = "pin.json";
 /// The highest generation, in the state directory and in the tree.
@@ -39,8 +40,6 @@ const POLL_FACTOR: u32 = 10;
 const NODES_EVERY: Duration = Duration::from_secs(5);
 /// Files that mirrors call wrong are read again so often at most.
 const SUSPECT_EVERY: Duration = Duration::from_secs(10);
-/// Held files that status names.
-const MAX_HELD: usize = 100;
 
 pub(super) struct Engine {
     pub(super) tree: Arc<SourceTree>,
@@ -99,52 +98,6 @@ impl Session {
     /// The next look is at everything.
     pub(super) fn be_thorough(&mut self) {
         self.full = true;
-    }
-}
-
-/// Which files a scan describes as they were published.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Gated {
-    /// Those that are not finished, or changed shortly ago.
-    Fully,
-    /// Those that are not finished, whatever their times are.
-    ByUse,
-    /// None: all are described as they are. What is not finished is judged anew by the next scan.
-    Not,
-}
-
-/// Which files are not finished, and what was published of them.
-struct Looked<'a> {
-    settle: &'a Settle,
-    quiet: Option<Duration>,
-    store: &'a Store,
-    base: Option<Digest>,
-    /// Whoever wrote says that it is done: quiet time is not waited for.
-    done: bool,
-    only_marks: bool,
-}
-
-impl Gate for Looked<'_> {
-    fn unfinished(&self, path: &TreePath, fd: BorrowedFd<'_>, stat: &Stat) -> Option<String> {
-        let changed = |ms: u128| Some(format!("it changed {ms} ms ago"));
-        let now = Instant::now();
-        let busy = if self.done { self.settle.is_open(path, now) } else { self.settle.is_busy(path, now) };
-        if let Some(quiet) = busy {
-            return changed(quiet.as_millis());
-        }
-        let age = crate::disk::now().nanos() - stat.id.ctime.max(stat.mtime).nanos();
-        if !self.done && self.quiet.is_some_and(|quiet| (0..quiet.as_nanos() as i128).contains(&age)) {
-            return changed(age.unsigned_abs() / 1_000_000);
-        }
-        unfinished(fd, path.split().1, stat.size).map(|why| why.to_string())
-    }
-
-    fn published(&self, path: &TreePath) -> Option<Entry> {
-        self.store.find(&self.base?, path)
-    }
-
-    fn only_marks(&self) -> bool {
-        self.only_marks
     }
 }
 
@@ -428,182 +381,6 @@ impl Engine {
         s.settle.add(&changes, Instant::now());
         s.dirty.merge(changes);
         self.show_pending(s);
-    }
-
-    /// How old the oldest unpublished change is, and whether anything waits to settle.
-    fn show_pending(&self, s: &Session) {
-        let now = Instant::now();
-        let age = s.settle.unpublished_age(now);
-        // what is flagged waits for itself alone
-        let waits =
-            s.settle.due().is_some() && (s.settle.held().count() == 0 || s.settle.held().any(|h| !h.flagged));
-        let mut shared = self.tree.shared();
-        shared.unpublished_since =
-            age.map(|age| boot_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0)));
-        if shared.state == State::Current && waits {
-            shared.state = State::Settling;
-        }
-    }
-
-    /// Scans what may have changed, and publishes what is finished; when `asked` to, also what is not quiet yet.
-    pub(super) fn look(&mut self, s: &mut Session, asked: bool) -> Result<()> {
-        self.gather(s);
-        s.settle.started();
-        let asked = asked || self.is_publishing_hold();
-        let flush = self.tree.shared().flush.0;
-        let begun = Instant::now();
-        let dirty = std::mem::take(&mut s.dirty);
-        let only = (!std::mem::take(&mut s.full)).then(|| {
-            let mut dirs = dirty.to_list();
-            dirs.extend(s.settle.held().filter_map(|held| held.path.parent()));
-            Only::new(dirs.iter(), dirty.deep.into_iter().collect())
-        });
-        if only.is_none() {
-            s.next_full = begun + self.tree.role.scan_interval;
-            s.flush = flush;
-        }
-        let scanned = match self.scan(s, only.as_ref()) {
-            Ok(scanned) => scanned,
-            Err(e) => {
-                // the next session begins with everything
-                self.tree.woken.store(false, Ordering::Release);
-                return Err(e);
-            }
-        };
-        s.look_took = begun.elapsed();
-        // what happened meanwhile may be the second half of what the scan saw
-        self.gather(s);
-        let now = Instant::now();
-        s.looked = now;
-        let finished = s.settle.scanned(&scanned.held, now);
-        let may_publish = finished && (asked || s.settle.is_quiet(now));
-        self.show(s);
-        if !may_publish {
-            self.show_pending(s);
-            return Ok(());
-        }
-        let published = self.publish(s, &scanned, only.is_none())?;
-        self.hold_ended(&scanned, &published);
-        match published {
-            Published::Yes | Published::Unchanged => {
-                s.settle.published();
-                let mut shared = self.tree.shared();
-                // what cannot be read is not published either; a part says nothing of what lies elsewhere
-                let unread = !scanned.errors.is_empty() || only.is_some() && s.unreadable;
-                if scanned.held.is_empty() && !unread {
-                    shared.flush.1 = shared.flush.1.max(s.flush);
-                }
-                shared.state = State::Current;
-                shared.plan = None;
-                match scanned.errors.first() {
-                    // a part says nothing of what cannot be read elsewhere
-                    None if only.is_some() && s.unreadable => {}
-                    None => shared.trouble.clear(),
-                    Some(e) => {
-                        let more = scanned.errors.len() - 1;
-                        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-                        shared.trouble.set(format!("{}: {}{more}", e.path, e.error));
-                    }
-                }
-                if only.is_none() {
-                    s.unreadable = !scanned.errors.is_empty();
-                    drop(shared);
-                    let now = pin::of(&s.dir, &s.path, &s.mount, &scanned.mounts)?;
-                    if self.tree.state.read::<Pin>(PIN).as_ref() != Some(&now) {
-                        self.tree.state.write(PIN, &now)?;
-                    }
-                }
-            }
-            // tried again when something changes, and with every full scan
-            Published::Not => {}
-        }
-        self.show_pending(s);
-        Ok(())
-    }
-
-    fn scan(&self, s: &mut Session, only: Option<&Only>) -> Result<Scanned> {
-        self.scan_as(s, only, Gated::Fully)
-    }
-
-    /// As `gated` says, files that are not finished are described as they were published.
-    pub(super) fn scan_as(&self, s: &mut Session, only: Option<&Only>, gated: Gated) -> Result<Scanned> {
-        self.check_mounts(s)?;
-        let looked = Looked {
-            settle: &s.settle,
-            // without events only the times tell
-            quiet: s.watcher.degraded().filter(|_| gated != Gated::ByUse).map(|_| self.tree.role.settle),
-            store: &self.tree.store,
-            base: self.base.as_ref().map(|b| b.root.object),
-            done: self.is_publishing_hold(),
-            only_marks: gated == Gated::Not,
-        };
-        let entering = |dir: &TreePath| s.watcher.watch(dir);
-        let spec = Spec {
-            root: &s.dir,
-            shown: &escaped(&s.path),
-            index: &s.index,
-            filter: &self.filter,
-            policy: &self.policy,
-            owners: &self.owners,
-            rehash: std::mem::take(&mut s.distrust),
-            setid: self.tree.config.setid,
-            gate: Some(&looked),
-            entering: Some(&entering),
-            only,
-            known: None,
-            counters: &Counters::default(),
-        };
-        s.index.begin()?;
-        let scanned = scan(&[spec], self.threads, &self.tree.stop)?.pop();
-        s.index.commit()?;
-        self.check_mounts(s)?;
-        let scanned = scanned.ok_or_else(|| Error::integrity("the scan lost a tree"))?;
-        if only.is_none() {
-            let now = pin::of(&s.dir, &s.path, &s.mount, &scanned.mounts)?;
-            if let Some(old) = self.tree.state.read::<Pin>(PIN) {
-                pin::check_below(&old, &now, &self.remedy())?;
-            }
-            s.mounts = scanned.mounts.iter().cloned().zip(now.mounts.into_iter().map(|m| m.mount)).collect();
-        }
-        Ok(scanned)
-    }
-
-    /// The tree is where it was, and so is everything that is mounted in it.
-    fn check_mounts(&self, s: &Session) -> Result<()> {
-        pin::check_again(&s.dir, &s.path, &s.mount)?;
-        pin::check_mounts(&s.dir, &s.mounts, &self.remedy())
-    }
-
-    /// Puts what the look found where status reads it.
-    fn show(&self, s: &Session) {
-        let mut held: Vec<HeldPath> = s
-            .settle
-            .held()
-            .map(|h| HeldPath {
-                path: h.path.to_string(),
-                why: h.why.to_owned(),
-                for_ms: u64::try_from(h.since.elapsed().as_millis()).unwrap_or(0),
-            })
-            .collect();
-        let reason = s.watcher.degraded();
-        let watch = WatchStatus {
-            native: reason.is_none(),
-            directories: s.watcher.count() as u64,
-            reason: reason.clone(),
-        };
-        let count = held.len() as u64;
-        held.truncate(MAX_HELD);
-        let before = {
-            let mut shared = self.tree.shared();
-            (shared.held_count, shared.held) = (count, held);
-            std::mem::replace(&mut shared.watch, watch)
-        };
-        // not under the lock: who reads the log may hang
-        if let Some(reason) = &reason
-            && before.reason.as_ref() != Some(reason)
-        {
-            tracing::warn!(tree = self.name(), "{reason}");
-        }
     }
 
     /// Writes the register of nodes down, now and then.

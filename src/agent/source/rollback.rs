@@ -6,13 +6,14 @@
 //! When not all of it can be put in place, the tree is held until somebody decides. What is displaced goes to the
 //! trash within `keep`; what was never published, or what somebody wrote meanwhile, as drift, whatever `keep` is.
 
+mod bring;
 mod contents;
 mod displaced;
+mod order;
 mod publish;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -20,15 +21,15 @@ use serde::{Deserialize, Serialize};
 
 use contents::Old;
 pub(super) use contents::gone_text;
+pub use order::{RollbackAnswer, RollbackOrder};
+use order::{counts, partly};
 
 use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
-use super::retain::{KEEP, Retention, drop_kept};
-use super::seek::{SOUGHT, open_sought};
-use crate::apply::{
-    Committed, Control, Dropped, Journal, StageCounters, Stager, commit, discard_stage, next_number, prune,
-};
-use crate::error::{Class, Error, PathError, Result};
+use super::retain::KEEP;
+use super::seek::SOUGHT;
+use crate::apply::{Control, Journal, discard_stage, prune};
+use crate::error::{Class, Error, Result};
 use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, Root, TreePath};
 use crate::peer::Sought;
 use crate::plan::{Counted, Diff, Facts, Op, Options, PlanId, Tally, count, judge};
@@ -36,52 +37,8 @@ use crate::scan::{Objects, OldTree, Only, ROOT_ID, Scanned};
 
 /// A rollback that is under way, in the state directory.
 pub(super) const FILE: &str = "rollback.json";
-const CHANGED: &str =
-    "somebody wrote meanwhile to what was to be brought back; nothing was changed, try again";
 /// Paths that a message names.
 const NAMED: usize = 20;
-/// Fewer steps and bytes than this are synced one by one.
-const FEW_STEPS: u64 = 64;
-const FEW_BYTES: u64 = 64 << 20;
-
-/// What is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RollbackOrder {
-    /// The generation; `None` for the newest one that is not as the present one.
-    pub to: Option<GenId>,
-    /// Only say what would be done.
-    pub dry_run: bool,
-    /// Lets exactly the losses of a refused plan through: its id.
-    pub approve: Option<String>,
-}
-
-/// What was done, or would be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RollbackAnswer {
-    /// For people.
-    pub message: String,
-    /// The generation whose content it is.
-    pub to: GenId,
-    /// The new generation; `None` in a dry run, or when there was nothing to do.
-    pub generation: Option<GenId>,
-    /// Paths that came into being.
-    pub created: u64,
-    /// Files and links whose content was replaced.
-    pub updated: u64,
-    /// Entries of which only attributes changed.
-    pub attrs: u64,
-    /// Entries that got another path.
-    pub moved: u64,
-    /// Entries that went.
-    pub deleted: u64,
-    /// Bytes brought back.
-    pub bytes: u64,
-    /// How many contents came, or would come, from which mirror, because this host has them no more.
-    #[serde(default)]
-    pub mirrors: BTreeMap<NodeId, u64>,
-    /// What is kept at present.
-    pub retention: Retention,
-}
 
 /// What came of an order.
 pub(super) enum Tried {
@@ -446,127 +403,5 @@ impl Engine {
                 Err(Error::new(Class::Refused, what))
             }
         }
-    }
-
-    /// Stages and commits. Gives the commit's number, the directories in which something changed, and what came of it.
-    fn bring_back(
-        &mut self,
-        s: &Session,
-        control: &Control,
-        source: &Old<'_>,
-        (diff, aside): (&Diff<'_, OldTree<'_>, Objects<'_>>, BTreeSet<TreePath>),
-        plan: &Counted,
-        header: Option<&crate::model::RootHeader>,
-    ) -> Result<(u64, BTreeSet<TreePath>, Committed)> {
-        let t = &plan.tally;
-        let steps = t.created + t.updated + t.attrs + t.moved + t.deleted;
-        let marker = control.marker()?.unwrap_or_default();
-        let seq = next_number(control, marker.seq)?;
-        let (counters, dropped) = (StageCounters::default(), Dropped::default());
-        let stager = Stager {
-            control,
-            source,
-            index: &s.index,
-            filter: &self.filter,
-            order: None,
-            owners: &self.owners,
-            counters: &counters,
-            dropped: &dropped,
-            cancel: &self.tree.stop,
-            threads: self.threads,
-            sync_each: steps <= FEW_STEPS && t.bytes <= FEW_BYTES,
-            remote: false,
-        };
-        s.index.begin()?;
-        let staged = stager.stage(diff, &plan.moves, seq, &marker.id, header);
-        let staged = staged.and_then(|staged| {
-            let vanished = counters.vanished.load(Ordering::Relaxed);
-            let wrong = staged.renewed.iter().chain(&staged.mismatched).next();
-            if let Some(path) = wrong {
-                if !self.drop_damaged(source, staged.renewed.iter().chain(&staged.mismatched)) {
-                    return Err(Error::new(Class::Transient, CHANGED));
-                }
-                let what = format!(
-                    "the kept content of {path} is damaged (it is forgotten now); nothing was changed"
-                );
-                return Err(Error::new(Class::Permanent, what));
-            }
-            if let Some(e) = staged.errors.first() {
-                let what = format!("{}: {}; nothing was changed", e.path, e.error);
-                return Err(Error::new(Class::Permanent, what));
-            }
-            if vanished > 0 || !staged.skipped.is_empty() {
-                return Err(Error::new(Class::Transient, CHANGED));
-            }
-            Ok(staged)
-        });
-        let mut staged = match staged {
-            Ok(staged) => staged,
-            Err(e) => {
-                // the index keeps nothing of what was staged
-                s.index.begin()?;
-                s.index.commit()?;
-                discard_stage(control)?;
-                return Err(e);
-            }
-        };
-        let touched: BTreeSet<TreePath> = staged.touched().cloned().collect();
-        s.index.commit()?;
-        staged.aside = aside;
-        self.enter(Phase::Staged)?;
-        let done = commit(control, staged, &s.index, seq, self.tree.config.keep > 0)?;
-        if !done.drift.is_empty() {
-            tracing::warn!(
-                tree = self.name(),
-                "{} paths were changed during the rollback; they are in the trash of commit {seq}",
-                done.drift.len()
-            );
-        }
-        Ok((seq, touched, done))
-    }
-
-    /// Forgets the kept contents that these paths were to get; says whether there were any.
-    fn drop_damaged<'p>(&self, source: &Old<'_>, paths: impl Iterator<Item = &'p TreePath>) -> bool {
-        let Some(keep) = &source.keep else { return false };
-        let mut any = false;
-        for path in paths {
-            let entry = self.tree.store.find(&source.root.object, path).map(|e| e.node);
-            if let Some(Node::File { digest, .. }) = entry
-                && source.sought.as_ref().is_none_or(|dir| open_sought(dir, &digest).is_err())
-                && !source.found.get().is_some_and(|found| found.contains_key(&digest))
-            {
-                drop_kept(keep, &digest);
-                self.tree.retain.dropped();
-                any = true;
-            }
-        }
-        any
-    }
-}
-
-/// How a rollback came only partly into place.
-fn partly(to: GenId, errors: &[PathError]) -> String {
-    let named: Vec<String> = errors.iter().take(NAMED).map(|e| format!("{}: {}", e.path, e.error)).collect();
-    let more = errors.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("a rollback to {to} came only partly into place ({}{more})", named.join("; "))
-}
-
-fn counts(a: &RollbackAnswer) -> String {
-    let counts = [
-        (a.created, "created"),
-        (a.updated, "updated"),
-        (a.attrs, "attributes"),
-        (a.moved, "moved"),
-        (a.deleted, "deleted"),
-    ];
-    let parts: Vec<String> =
-        counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
-    if parts.is_empty() {
-        "nothing to change".to_owned()
-    } else {
-        let from: Vec<String> = a.mirrors.iter().map(|(node, n)| format!("{n} from mirror {node}")).collect();
-        let from = if from.is_empty() { String::new() } else { format!(" (contents: {})", from.join(", ")) };
-        format!("{}, {} bytes{from}", parts.join(", "), a.bytes)
     }
 }

@@ -82,7 +82,7 @@ pub trait Serve: Send + Sync + 'static {
     /// generation that it has heard of.
     ///
     /// # Errors
-    /// [`Class::Refused`](crate::error::Class::Refused): this source is superseded.
+    /// [`Class::Refused`]: this source is superseded.
     fn behind(&self, node: &NodeId, known: Option<GenId>, seen: Option<(GenId, Digest)>) -> Result<Behind>;
 
     /// Blocking. Encoded directory objects, one per digest; `None` when it is not there any more.

@@ -14,6 +14,7 @@ mod operate;
 mod public;
 mod refresh;
 mod rollback;
+mod rollback_faults;
 mod seek;
 mod trash;
 mod truth;
