@@ -199,6 +199,25 @@ fn own_name() -> Vec<u8> {
 }
 
 impl Found {
+    /// What it was in the tree.
+    pub fn path(&self) -> &TreePath {
+        &self.path
+    }
+
+    /// Restoring `other` restores this as well.
+    pub fn is_part_of(&self, other: &Found) -> bool {
+        (self.commit, self.part) == (other.commit, other.part) && self.path.is_within(&other.path)
+    }
+
+    /// Paths at which `other`, a directory above this, has something that restoring both would have to replace; the
+    /// first `limit`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn conflicts_in(&self, other: &Found, limit: usize) -> Result<Vec<TreePath>> {
+        self.conflicts(&other.root, limit)
+    }
+
     fn source(&self) -> Result<(Dir, Stat)> {
         let (parent, name) = self.path.split();
         let cannot = || format!("open {} in the trash", self.path);
@@ -246,16 +265,16 @@ impl Found {
 
     /// Copies it into the same path of `to`, with mode, owner and mtime, directories above it too. It is made in `control`, the
     /// `.syncagent` of the tree that `to` is (the caller holds its lock), or in a directory of its own in `to`, and
-    /// renamed; nothing is replaced.
+    /// renamed; nothing is replaced. What came into place is added to `placed`, a directory that was missing as one.
     ///
     /// # Errors
     /// Something is in the way ([`Class::Refused`]), or the operating system's; what came into place stays.
-    pub fn restore(&self, to: &Dir, control: Option<&Dir>) -> Result<Amount> {
+    pub fn restore(&self, to: &Dir, control: Option<&Dir>, placed: &mut Vec<TreePath>) -> Result<Amount> {
         let conflicts = self.conflicts(to, 20)?;
         if !conflicts.is_empty() {
             let named: Vec<String> = conflicts.iter().map(TreePath::to_string).collect();
             let what = format!(
-                "restoring {} would have to replace {}; nothing was changed. Restore it beside the tree with --to DIR",
+                "restoring {} would have to replace {}; restore it beside the tree with --to DIR",
                 self.path,
                 named.join(", ")
             );
@@ -272,7 +291,7 @@ impl Found {
             None => (to, own_name()),
         };
         work.mkdir(&name, 0o700).context(cannot)?;
-        let done = work.open_child(&name).context(cannot).and_then(|tmp| self.place(to, &tmp));
+        let done = work.open_child(&name).context(cannot).and_then(|tmp| self.place(to, &tmp, placed));
         let _ = remove_tree(work, &name);
         done
     }
@@ -293,7 +312,7 @@ impl Found {
     }
 
     /// Goes down to what is missing, and renames that into place as a whole.
-    fn place(&self, to: &Dir, tmp: &Dir) -> Result<Amount> {
+    fn place(&self, to: &Dir, tmp: &Dir, placed: &mut Vec<TreePath>) -> Result<Amount> {
         let mut sum = Amount::default();
         let mut stack = vec![self.path.clone()];
         while let Some(path) = stack.pop() {
@@ -310,15 +329,16 @@ impl Found {
                 continue;
             }
             copy(&from, name, tmp, b"new", &mut sum).context(cannot)?;
-            let placed = match tmp.rename_with(b"new", &at, name, RenameFlags::NOREPLACE) {
+            let renamed = match tmp.rename_with(b"new", &at, name, RenameFlags::NOREPLACE) {
                 // where the file system has no such flag a look must do
                 Err(Errno::INVAL | Errno::NOSYS) if at.stat(name).is_err() => tmp.rename(b"new", &at, name),
-                placed => placed,
+                renamed => renamed,
             };
-            if placed.is_err() {
-                let _ = remove_tree(tmp, b"new");
+            match renamed {
+                Ok(()) => placed.push(path.clone()),
+                Err(_) => drop(remove_tree(tmp, b"new")),
             }
-            placed.and_then(|()| at.sync()).context(cannot)?;
+            renamed.and_then(|()| at.sync()).context(cannot)?;
         }
         Ok(sum)
     }
