@@ -198,6 +198,15 @@ fn own_name() -> Vec<u8> {
     format!(".syncagent-restore-{pid}-{n}-{}", crate::disk::boot_ms()).into_bytes()
 }
 
+/// Removes directories that were made for nothing, those below others first; one that has something in it stays.
+fn take_back(to: &Dir, made: &[TreePath]) {
+    for path in made.iter().rev() {
+        let (parent, name) = path.split();
+        let parent = TreePath::new(parent).unwrap_or_default();
+        let _ = to.open(&parent).and_then(|at| at.rmdir(name));
+    }
+}
+
 impl Found {
     /// What it was in the tree.
     pub fn path(&self) -> &TreePath {
@@ -280,7 +289,16 @@ impl Found {
             );
             return Err(Error::new(Class::Refused, what));
         }
-        self.make_parents(to)?;
+        let mut made = Vec::new();
+        let done = self.make_parents(to, &mut made).and_then(|()| self.restore_below(to, control, placed));
+        if done.is_err() {
+            take_back(to, &made);
+        }
+        done
+    }
+
+    /// The same, where the directories above are.
+    fn restore_below(&self, to: &Dir, control: Option<&Dir>, placed: &mut Vec<TreePath>) -> Result<Amount> {
         let cannot = || "make a directory to restore in".to_owned();
         let (work, name) = match control {
             Some(control) => {
@@ -296,17 +314,21 @@ impl Found {
         done
     }
 
-    fn make_parents(&self, to: &Dir) -> Result<()> {
+    /// Makes the directories above that are missing, and adds them to `made`, the uppermost first.
+    fn make_parents(&self, to: &Dir, made: &mut Vec<TreePath>) -> Result<()> {
         let above: Vec<TreePath> = self.path.ancestors().skip(1).filter(|p| !p.is_root()).collect();
         for path in above.iter().rev() {
             let cannot = || format!("make the directory {path}");
             let (parent, name) = path.split();
             let at = to.open(&TreePath::new(parent).unwrap_or_default()).context(cannot)?;
-            if at.mkdir(name, 0o700).is_ok() {
-                let was = self.root.open(path).and_then(|d| d.stat_self()).context(cannot)?;
-                let made = at.open_child(name).context(cannot)?;
-                attributes(&made, &was, false).context(cannot)?;
+            match at.mkdir(name, 0o700) {
+                Ok(()) => made.push(path.clone()),
+                Err(Errno::EXIST) => continue,
+                Err(e) => return Err(e).context(cannot),
             }
+            let was = self.root.open(path).and_then(|d| d.stat_self()).context(cannot)?;
+            let new = at.open_child(name).context(cannot)?;
+            attributes(&new, &was, false).context(cannot)?;
         }
         Ok(())
     }

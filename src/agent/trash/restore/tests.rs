@@ -86,3 +86,19 @@ fn an_error_of_a_later_path_says_what_is_in_place() {
     assert!(e.what.contains("a came back") && e.what.contains("restore z"), "{e}");
     assert!(!e.what.contains("nothing was changed"), "{e}");
 }
+
+#[test]
+fn directories_made_for_what_does_not_come_back_go_again_unless_something_is_in_them() {
+    let at = tree();
+    broken(at.path(), "x/y/z");
+    restore(at.path(), &["x/y/z"], None).unwrap_err();
+    assert!(is_empty(at.path()));
+    // what was there before, and where something came into place, stays
+    fs::create_dir(at.path().join("x")).unwrap();
+    restore(at.path(), &["x/y/z"], None).unwrap_err();
+    assert!(at.path().join("x").exists() && !at.path().join("x/y").exists());
+    broken(at.path(), "p/q/z");
+    fs::create_dir(at.path().join("p")).unwrap();
+    restore(at.path(), &["p/q/f", "p/q/z"], None).unwrap_err();
+    assert_eq!(fs::read_dir(at.path().join("p/q")).unwrap().count(), 1);
+}
