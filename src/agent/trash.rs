@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::target::Target;
-use crate::apply::{Journal, TrashPart, Trashed, empty_trash, trashed};
+use crate::apply::{Control, Journal, Marker, TrashPart, Trashed, empty_trash, trashed};
 use crate::disk::{Dir, now};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{GenId, Mtime, TreePath, escaped};
@@ -95,7 +95,7 @@ pub enum TrashAnswer {
     },
 }
 
-/// Why nothing may be restored into the tree.
+/// Whether something may be restored into the tree.
 pub(super) enum Into {
     /// It may.
     Allowed,
@@ -208,18 +208,23 @@ pub(super) fn rfc3339_ms(ms: i64) -> String {
 /// There is no managed tree ([`Class::Config`]), another process has it ([`Class::Busy`]), or what was asked for failed.
 pub fn trash_of(path: &Path, order: &TrashOrder) -> Result<TrashAnswer> {
     let shown = escaped(path);
+    let why = format!("{shown} is a mirror's tree: what is put into it is drift, and taken out again");
+    let into_of = |marker: Option<Marker>| {
+        let mirrored = marker.and_then(|m| m.applied).is_some_and(|a| a.generation.is_some());
+        if mirrored { Into::Refused(why) } else { Into::Allowed }
+    };
     if order.reads_only() {
-        return read_only(path, order, &|_| None);
+        // what is in the trash can be had also where the marker is damaged
+        let marker = Control::find(path).ok().flatten().and_then(|c| c.marker().ok().flatten());
+        return read_only(path, order, &|_| None, into_of(marker));
     }
     let (root, control) = open(path)?;
     let target = Target::open(path, false, Duration::ZERO, &AtomicBool::new(false)).map_err(|e| {
         let hint = "; when an agent has the tree, name it by its name in the configuration";
         if e.class == Class::Busy { Error::new(Class::Busy, format!("{e}{hint}")) } else { e }
     })?;
-    let marker = target.control.as_ref().map(crate::apply::Control::marker).transpose()?.flatten();
-    let mirrored = marker.and_then(|m| m.applied).is_some_and(|a| a.generation.is_some());
-    let why = format!("{shown} is a mirror's tree: what is put into it is drift, and taken out again");
-    let into = if mirrored { Into::Refused(why) } else { Into::Allowed };
+    let marker = target.control.as_ref().map(Control::marker).transpose()?.flatten();
+    let into = into_of(marker);
     Trash { root: &root, control: &control, generation: &|_| None, into }.carry_out(order)
 }
 
@@ -228,9 +233,10 @@ pub(super) fn read_only(
     path: &Path,
     order: &TrashOrder,
     generation: &dyn Fn(u64) -> Option<GenId>,
+    into: Into,
 ) -> Result<TrashAnswer> {
     let (root, control) = open(path)?;
-    Trash { root: &root, control: &control, generation, into: Into::Allowed }.carry_out(order)
+    Trash { root: &root, control: &control, generation, into }.carry_out(order)
 }
 
 fn open(path: &Path) -> Result<(Dir, Dir)> {

@@ -1,13 +1,16 @@
 //! `syncagent trash restore`: what is asked for is looked up, merged and looked at before anything is done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::super::paths::{destination, inside};
 use super::{Into, Trash, TrashAnswer};
 use crate::apply::{Amount, Found, find_trashed};
 use crate::disk::ensure_dir_all;
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{TreePath, escaped};
+use crate::plan::CONTROL_DIR;
 
 /// So many paths are named at most.
 const NAMED: usize = 20;
@@ -20,7 +23,7 @@ impl Trash<'_> {
         to: Option<&[u8]>,
     ) -> Result<TrashAnswer> {
         let commit = of.map(|of| self.commit_of(of)).transpose()?;
-        let elsewhere = to.map(to_path).transpose()?;
+        let elsewhere = to.map(|to| self.beside(to)).transpose()?;
         if let (None, Into::Refused(why)) = (&elsewhere, &self.into) {
             let what = format!("{why}. Restore it beside the tree with --to DIR; nothing was changed");
             return Err(Error::new(Class::Refused, what));
@@ -72,6 +75,30 @@ impl Trash<'_> {
             commits.join(", ")
         );
         Ok(TrashAnswer::Done { message, files: sum.files, bytes: sum.bytes })
+    }
+
+    /// `--to`, when something may be put there.
+    fn beside(&self, to: &[u8]) -> Result<PathBuf> {
+        let path = destination(&to_path(to)?)?;
+        let refused = |why: &str| {
+            let what = format!(
+                "--to {} {why}; nothing was changed. Name a directory outside of the tree",
+                escaped(&path)
+            );
+            Err(Error::new(Class::Refused, what))
+        };
+        let control = self.control.path();
+        if path.components().any(|part| part.as_os_str().as_bytes() == CONTROL_DIR)
+            || control.is_some_and(|control| inside(&path, &control))
+        {
+            return refused("lies in a .syncagent, where syncagent has its own files");
+        }
+        if let (Into::Refused(why), Some(root)) = (&self.into, self.root.path())
+            && inside(&path, &root)
+        {
+            return refused(&format!("lies in the tree, and {why}"));
+        }
+        Ok(path)
     }
 }
 
@@ -140,7 +167,6 @@ fn not_here(mut e: Error, to: &Path) -> Error {
 }
 
 fn to_path(bytes: &[u8]) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStrExt as _;
     let path = Path::new(std::ffi::OsStr::from_bytes(bytes));
     if path.is_absolute() {
         return Ok(path.to_owned());

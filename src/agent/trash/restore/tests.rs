@@ -102,3 +102,33 @@ fn directories_made_for_what_does_not_come_back_go_again_unless_something_is_in_
     restore(at.path(), &["p/q/f", "p/q/z"], None).unwrap_err();
     assert_eq!(fs::read_dir(at.path().join("p/q")).unwrap().count(), 1);
 }
+
+#[test]
+fn nothing_is_put_among_our_own_files_or_into_a_mirror() {
+    let at = tree();
+    let other = tempfile::tempdir().unwrap();
+    let link = other.path().join("link");
+    std::os::unix::fs::symlink(at.path().join(".syncagent"), &link).unwrap();
+    let mirror = || Into::Refused("it is a mirror".into());
+    let own = at.path().join(".syncagent");
+    for (to, into) in [
+        (own.join("keep"), Into::Allowed),
+        (own.clone(), Into::Allowed),
+        (link.join("keep/89"), Into::Allowed),
+        (other.path().join("tree/.syncagent/trash"), Into::Allowed),
+        (at.path().to_owned(), mirror()),
+        (at.path().join("not/there"), mirror()),
+    ] {
+        let e = restore_in(at.path(), into, &["a"], None, Some(&to)).unwrap_err();
+        assert!(e.class == Class::Refused && e.what.contains("nothing was changed"), "{e}");
+        assert!(e.what.contains(if to.starts_with(&own) { ".syncagent, where" } else { "lies in" }), "{e}");
+    }
+    assert_eq!(fs::read_dir(&own).unwrap().count(), 1);
+    assert!(is_empty(at.path()) && !other.path().join("tree").exists());
+    assert_eq!(
+        restore_in(at.path(), mirror(), &["a"], None, Some(&other.path().join("new/dir"))).unwrap(),
+        1
+    );
+    // of a source's own tree it is a change like any other
+    assert_eq!(restore_in(at.path(), Into::Allowed, &["a"], None, Some(&at.path().join("sub"))).unwrap(), 1);
+}
