@@ -105,15 +105,15 @@ pub(super) fn put(keep: &Dir, tmp: &[u8], digest: &Digest) -> rustix::io::Result
     }
 }
 
-/// Calls `each` with everything in the store that has a content's name: its directory, name, digest and state. One entry
+/// Takes an entry's directory, name, digest and state.
+type EachKept<'a> = dyn FnMut(&Dir, &[u8], &Digest, &Stat) -> rustix::io::Result<()> + 'a;
+
+/// Calls `each` with everything in the store that has a content's name. One entry
 /// that is not ours, or that fails, does not keep the others from being looked at.
 ///
 /// # Errors
 /// The store itself cannot be listed.
-pub(super) fn each_kept(
-    keep: &Dir,
-    each: &mut dyn FnMut(&Dir, &[u8], &Digest, &Stat) -> rustix::io::Result<()>,
-) -> rustix::io::Result<Passed> {
+pub(super) fn each_kept(keep: &Dir, each: &mut EachKept<'_>) -> rustix::io::Result<Passed> {
     const FOREIGN: &str = "not syncagent's";
     let mut passed = Passed::default();
     // a handle lists once
