@@ -133,7 +133,7 @@ pub(crate) fn check_outside(what: &str, path: &Path, tree: &str, root: &Path) ->
 
 /// Whether `path` is `other` or lies in it, by names, by device and inode, or in the file system that both
 /// are on, whatever it is mounted as.
-fn inside(path: &Path, other: &Path) -> bool {
+pub(crate) fn inside(path: &Path, other: &Path) -> bool {
     let id = |p: &Path| Dir::open_root(p).and_then(|d| d.stat_self()).map(|s| (s.dev, s.id.ino)).ok();
     let Some(other_id) = id(other) else {
         // a tree that is not there yet

@@ -1,15 +1,17 @@
 //! `syncagent trash`: what commits displaced, listed, given back, freed. The same for a tree of an agent (asked
 //! through its socket, in the thread that has the tree) and for one that `syncagent sync` made.
 
-use std::path::{Path, PathBuf};
+mod restore;
+
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::target::Target;
-use crate::apply::{Amount, Journal, TrashPart, Trashed, empty_trash, find_trashed, trashed};
-use crate::disk::{Dir, ensure_dir_all, now};
+use crate::apply::{Control, Journal, Marker, TrashPart, Trashed, empty_trash, trashed};
+use crate::disk::{Dir, now};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{GenId, Mtime, TreePath, escaped};
 use crate::plan::CONTROL_DIR;
@@ -93,20 +95,7 @@ pub enum TrashAnswer {
     },
 }
 
-/// What to do when a directory beside the tree cannot be written, which in a service's sandbox is the rule.
-fn not_here(mut e: Error, to: &Path) -> Error {
-    if e.errno() == Some(rustix::io::Errno::ROFS) {
-        e.what = format!(
-            "{} is read-only for the agent; the same command with the tree's path instead of its name does without the \
-             agent (syncagent trash /PATH/OF/TREE restore ... --to DIR): {}",
-            escaped(to),
-            e.what
-        );
-    }
-    e
-}
-
-/// Why nothing may be restored into the tree.
+/// Whether something may be restored into the tree.
 pub(super) enum Into {
     /// It may.
     Allowed,
@@ -187,61 +176,6 @@ impl Trash<'_> {
         })
     }
 
-    fn restore(&self, paths: &[TreePath], of: Option<&str>, to: Option<&[u8]>) -> Result<TrashAnswer> {
-        let commit = of.map(|of| self.commit_of(of)).transpose()?;
-        let elsewhere = to.map(to_path).transpose()?;
-        let mut sum = Amount::default();
-        let opened;
-        let (to, work) = match (&elsewhere, &self.into) {
-            (Some(path), _) => {
-                let cannot = || format!("open {} (--to)", escaped(path));
-                opened = ensure_dir_all(path, 0o755).context(cannot).map_err(|e| not_here(e, path))?;
-                (&opened, None)
-            }
-            (None, Into::Allowed) => (self.root, Some(self.control)),
-            (None, Into::Refused(why)) => {
-                let what = format!("{why}. Restore it beside the tree with --to DIR; nothing was changed");
-                return Err(Error::new(Class::Refused, what));
-            }
-        };
-        let found: Vec<_> =
-            paths.iter().map(|path| find_trashed(self.control, path, commit)).collect::<Result<_>>()?;
-        // all or nothing, as far as that shows beforehand
-        let mut in_the_way = Vec::new();
-        for one in &found {
-            in_the_way.extend(one.conflicts(to, 20)?);
-        }
-        if !in_the_way.is_empty() {
-            in_the_way.truncate(20);
-            let named: Vec<String> = in_the_way.iter().map(TreePath::to_string).collect();
-            let what = format!(
-                "something is at {} already, and nothing is ever replaced; nothing was changed. Restore beside it with \
-                 --to DIR",
-                named.join(", ")
-            );
-            return Err(Error::new(Class::Refused, what));
-        }
-        for one in &found {
-            let done = one.restore(to, work);
-            let done = match &elsewhere {
-                Some(path) => done.map_err(|e| not_here(e, path))?,
-                None => done?,
-            };
-            sum.files += done.files;
-            sum.bytes += done.bytes;
-        }
-        let place = elsewhere.map_or_else(|| "the tree".to_owned(), |path| escaped(&path));
-        let commits: std::collections::BTreeSet<u64> = found.iter().map(|f| f.commit).collect();
-        let commits: Vec<String> = commits.iter().map(u64::to_string).collect();
-        let message = format!(
-            "restored {} files ({} bytes) into {place}, as they were before commit {}",
-            sum.files,
-            sum.bytes,
-            commits.join(", ")
-        );
-        Ok(TrashAnswer::Done { message, files: sum.files, bytes: sum.bytes })
-    }
-
     fn empty(&self, older_than_ms: Option<u64>, dry_run: bool) -> Result<TrashAnswer> {
         Journal::refuse_pending(self.control)?;
         let before = older_than_ms.map(|ms| {
@@ -255,15 +189,6 @@ impl Trash<'_> {
         let message = format!("{word} {} bytes, {} files", done.bytes, done.files);
         Ok(TrashAnswer::Done { message, files: done.files, bytes: done.bytes })
     }
-}
-
-fn to_path(bytes: &[u8]) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let path = Path::new(std::ffi::OsStr::from_bytes(bytes));
-    if path.is_absolute() {
-        return Ok(path.to_owned());
-    }
-    Err(Error::new(Class::Config, format!("--to {} is not an absolute path", escaped(path))))
 }
 
 pub(super) fn rfc3339(at: Mtime) -> String {
@@ -283,18 +208,23 @@ pub(super) fn rfc3339_ms(ms: i64) -> String {
 /// There is no managed tree ([`Class::Config`]), another process has it ([`Class::Busy`]), or what was asked for failed.
 pub fn trash_of(path: &Path, order: &TrashOrder) -> Result<TrashAnswer> {
     let shown = escaped(path);
+    let why = format!("{shown} is a mirror's tree: what is put into it is drift, and taken out again");
+    let into_of = |marker: Option<Marker>| {
+        let mirrored = marker.and_then(|m| m.applied).is_some_and(|a| a.generation.is_some());
+        if mirrored { Into::Refused(why) } else { Into::Allowed }
+    };
     if order.reads_only() {
-        return read_only(path, order, &|_| None);
+        // what is in the trash can be had also where the marker is damaged
+        let marker = Control::find(path).ok().flatten().and_then(|c| c.marker().ok().flatten());
+        return read_only(path, order, &|_| None, into_of(marker));
     }
     let (root, control) = open(path)?;
     let target = Target::open(path, false, Duration::ZERO, &AtomicBool::new(false)).map_err(|e| {
         let hint = "; when an agent has the tree, name it by its name in the configuration";
         if e.class == Class::Busy { Error::new(Class::Busy, format!("{e}{hint}")) } else { e }
     })?;
-    let marker = target.control.as_ref().map(crate::apply::Control::marker).transpose()?.flatten();
-    let mirrored = marker.and_then(|m| m.applied).is_some_and(|a| a.generation.is_some());
-    let why = format!("{shown} is a mirror's tree: what is put into it is drift, and taken out again");
-    let into = if mirrored { Into::Refused(why) } else { Into::Allowed };
+    let marker = target.control.as_ref().map(Control::marker).transpose()?.flatten();
+    let into = into_of(marker);
     Trash { root: &root, control: &control, generation: &|_| None, into }.carry_out(order)
 }
 
@@ -303,9 +233,10 @@ pub(super) fn read_only(
     path: &Path,
     order: &TrashOrder,
     generation: &dyn Fn(u64) -> Option<GenId>,
+    into: Into,
 ) -> Result<TrashAnswer> {
     let (root, control) = open(path)?;
-    Trash { root: &root, control: &control, generation, into: Into::Allowed }.carry_out(order)
+    Trash { root: &root, control: &control, generation, into }.carry_out(order)
 }
 
 fn open(path: &Path) -> Result<(Dir, Dir)> {

@@ -2,6 +2,7 @@
 //! tree so that it is on the same file system and mount, also inside a sandbox, and so that a tree knows
 //! by itself that it is managed, and by what.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::unplaced::Unplaced;
 use crate::disk::{Dir, FsClass, MountId, remove_tree, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Digest, GenId, escaped};
+use crate::model::{Digest, GenId, TreePath, escaped};
 use crate::plan::CONTROL_DIR;
 
 const MARKER: &str = "tree";
@@ -84,10 +85,13 @@ pub struct PinnedMount {
 }
 
 /// A swap that is under way, in both trees: the inode tells which one is new, whatever their names are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SwapRecord {
     /// The new tree's root.
     pub(crate) next_ino: u64,
+    /// What is in no published state; in the new tree's record.
+    #[serde(default)]
+    pub(crate) aside: BTreeSet<TreePath>,
 }
 
 /// A tree's own directory, open.

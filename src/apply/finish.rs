@@ -74,8 +74,10 @@ impl Run<'_> {
         }
         Journal::remove(&control.dir)?;
         if !self.errors.is_empty() {
-            // the caller has them now
-            Unplaced::remove(control)?;
+            // the caller has them now, and must not lose them
+            if let Err(e) = Unplaced::remove(control) {
+                tracing::warn!("{e}");
+            }
         }
         self.errors.sort();
         Ok(Committed { drift, errors: self.errors, failed: self.failed, known: self.known, at })
@@ -94,7 +96,8 @@ impl Run<'_> {
                 // on a full disk only what follows gives space back
                 tracing::warn!("{e}: after a crash now it would not be known what did not come into place");
             }
-        } else if self.again.is_some() {
+        } else {
+            // an earlier commit's
             Unplaced::remove(control)?;
         }
         let cannot = || format!("finish the staging directory of {}", control.shown());

@@ -74,7 +74,7 @@ impl Swap {
         let (parent, name, beside) = beside(&control.path)?;
         let cannot = || format!("make {} beside {}", escape(&beside), control.shown());
         // noted first, without an inode yet: an empty directory must not stay for ever
-        control.set_swap_record(&SwapRecord { next_ino: 0 })?;
+        control.set_swap_record(&SwapRecord::default())?;
         match parent.mkdir(&beside, 0o700) {
             // ours, from a crash before it was recorded, when it is empty
             Err(Errno::EXIST) => parent.rmdir(&beside).and_then(|()| parent.mkdir(&beside, 0o700)),
@@ -82,7 +82,8 @@ impl Swap {
         }
         .context(cannot)?;
         let next = parent.open_child(&beside).context(cannot)?;
-        let record = SwapRecord { next_ino: next.stat_self().context(cannot)?.id.ino };
+        let next_ino = next.stat_self().context(cannot)?.id.ino;
+        let record = SwapRecord { next_ino, ..SwapRecord::default() };
         control.set_swap_record(&record)?;
         let own = next.ensure_dir(CONTROL_DIR, 0o700).context(cannot)?;
         control.dir.link(LOCK.as_bytes(), &own, LOCK.as_bytes()).context(cannot)?;
@@ -118,7 +119,7 @@ impl Swap {
             next.set_pin(pin)?;
         }
         next.set_marker(marker)?;
-        next.set_swap_record(&self.record)?;
+        next.set_swap_record(&SwapRecord { aside: staged.aside.clone(), ..self.record.clone() })?;
         self.next.sync_fs().context(cannot)?;
         if let Some(at) = staged.at {
             wait_for_clock(at);
@@ -200,7 +201,8 @@ pub fn recover_swap(control: &Control, index: &Index, keep: bool) -> Result<bool
             let old = parent.open_child(&beside).context(cannot)?;
             let seq = control.marker()?.map_or(0, |m| m.seq);
             let drift = changed_within(&old, &TreePath::root(), ROOT_ID, index)?;
-            trash::set_aside(control, &old, seq, drift.iter())?;
+            let aside: BTreeSet<&TreePath> = drift.iter().chain(&record.aside).collect();
+            trash::set_aside(control, &old, seq, aside.into_iter())?;
         }
         retire(control, &parent, &beside, keep || !known)?;
     }

@@ -132,6 +132,7 @@ impl Engine {
             let unjudged = Self::is_dirty(s);
             let was = (shared.drift, std::mem::replace(&mut shared.unjudged, unjudged));
             shared.drift = drifted;
+            shared.deferred.let_through();
             let (refreshing, before) = (tree.is_refreshing(), shared.sound);
             shared.sound.judged(drifted > 0, refreshing);
             if before != shared.sound || was != (drifted, unjudged) {

@@ -115,11 +115,23 @@ impl Deferral {
         }
         match state {
             State::Refused => self.spans = self.with_refusal(now),
-            State::Committing | State::Current | State::Incomplete | State::Drift | State::RolledBack => {}
+            State::Committing
+            | State::Current
+            | State::Incomplete
+            | State::Drift
+            | State::RolledBack
+            // whatever a plan would say: it is not for a refusal that nothing comes
+            | State::Failed => {}
             _ => return,
         }
-        self.refused = None;
-        self.wake();
+        self.let_through();
+    }
+
+    /// What was refused before the start is not refused any more.
+    pub(super) fn let_through(&mut self) {
+        if self.refused.take().is_some() {
+            self.wake();
+        }
     }
 
     pub(super) fn wake(&self) {

@@ -87,12 +87,12 @@ impl Role for MirrorTree {
 
     fn trash(&self, order: TrashOrder) -> Result<TrashAnswer> {
         let generation = |commit| self.happened.generation_of(commit);
-        if order.reads_only() {
-            // waits for nothing that is under way
-            return trash::read_only(&self.config.path, &order, &generation);
-        }
         let into =
             format!("{} is a mirror here: what is put into it is drift, and taken out again", self.name());
+        if order.reads_only() {
+            // waits for nothing that is under way
+            return trash::read_only(&self.config.path, &order, &generation, Into::Refused(into));
+        }
         have_done(&self.orders, |reply| {
             Order::Job(Box::new(move |open| {
                 let done = match open {

@@ -270,8 +270,12 @@ impl Engine {
                 self.tree.shared().lock = Some(e.what.clone());
                 return Err(e);
             }
-            Ok(_) => (None, None),
+            Ok(_) => {
+                self.check_nothing_is_under_way(&dir, "the tree cannot be written to")?;
+                (None, None)
+            }
             Err(e) => {
+                self.check_nothing_is_under_way(&dir, &e.to_string())?;
                 tracing::info!(tree = self.name(), "the tree holds no record of its generations: {e}");
                 (None, None)
             }

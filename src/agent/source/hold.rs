@@ -11,8 +11,13 @@ use crate::agent::orders::{Held, Phase, Process};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::disk::{process_end, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::{Cause, GenId};
+use crate::model::Cause;
 use crate::scan::Scanned;
+
+/// Whether it is a rollback that keeps the tree back, and no job.
+pub(super) fn is_rollback(hold: &Held) -> bool {
+    hold.id == ROLLBACK
+}
 
 /// A process is looked at so often where the kernel cannot tell of its end.
 const LOOK: Duration = Duration::from_millis(500);
@@ -142,6 +147,14 @@ impl Engine {
                 Phase::Publishing => true,
                 Phase::Failed(_) => false,
             };
+            if orders.hold.as_ref().is_some_and(|h| h.id == ROLLBACK) {
+                let why = orders.hold.as_ref().and_then(|h| h.show(wall_ms()).failed).unwrap_or_default();
+                let what = format!(
+                    "{name} is held, because {why}; first repeat the rollback, or publish the tree as it is by syncagent hold \
+                     {name} --release"
+                );
+                return Err(Error::new(Class::Refused, what));
+            }
             if let Some(other) = orders.hold.as_ref().filter(goes_on) {
                 let what = format!("{name} is held already, by {}, for {}", other.who, other.command);
                 return Err(Error::new(Class::Busy, what));
@@ -166,19 +179,25 @@ impl Engine {
         Ok(format!("{} is held", self.name()))
     }
 
-    /// Keeps everything back until somebody decides what becomes of a rollback that came only partly into place.
-    pub(super) fn hold_by_rollback(&self, to: GenId, why: String) -> Result<()> {
+    /// Keeps everything back until somebody decides what becomes of a rollback, or another commit, that came only partly
+    /// into place.
+    pub(super) fn hold_by_rollback(&self, of: &str, why: String) -> Result<()> {
         tracing::error!(tree = self.name(), "held until it is released: {why}");
         self.tree.order(|orders| {
-            orders.hold = Some(Held {
+            let hold = Held {
                 id: ROLLBACK.into(),
                 who: "syncagent".into(),
-                command: format!("rollback to {to}"),
+                command: of.to_owned(),
                 at_ms: wall_ms(),
                 process: Process { pid: 0, started: 0 },
                 phase: Phase::Failed(why),
                 before: None,
-            });
+            };
+            match &mut orders.hold {
+                // a job's own word counts
+                Some(job) if !matches!(job.phase, Phase::Failed(_)) => job.before = Some(Box::new(hold)),
+                other => *other = Some(hold),
+            }
             Ok(())
         })?;
         self.set_mark();

@@ -13,7 +13,7 @@ use crate::agent::orders::{Held, Phase, Process};
 use crate::disk::{Dir, wall_ms, write_atomic};
 use crate::error::{Context as _, Error, Result};
 
-const MARK: &str = "hold";
+pub(super) const MARK: &str = "hold";
 /// A mark is short.
 const MAX: u64 = 64 << 10;
 const LOST: &str = "the state directory was lost while this job held the tree, and nobody knows how it ended";

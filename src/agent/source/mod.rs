@@ -274,7 +274,12 @@ impl Role for SourceTree {
         };
         let failed_hold = hold.and_then(|h| h.show(wall).failed).map(|why| model::Trouble {
             what: format!(
-                "held, because {why}; nothing is published until a hold succeeds or `syncagent hold {} --release`",
+                "held, because {why}; nothing is published until {} or `syncagent hold {} --release`",
+                if shared.orders.hold.as_ref().is_some_and(hold::is_rollback) {
+                    "the rollback is repeated"
+                } else {
+                    "a hold succeeds"
+                },
                 self.config.name
             ),
             for_ms: 0,

@@ -39,7 +39,7 @@ impl Engine {
             self.forget_rollback();
             return Ok(Published::Unchanged);
         }
-        if self.is_unclear(scanned)? || self.is_held() {
+        if self.is_held() || self.is_unclear(scanned)? {
             return Ok(Published::Not);
         }
         let begun = Instant::now();

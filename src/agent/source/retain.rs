@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use store::{Used, count, each_kept, place};
+use store::{Used, count, each_kept, put};
 pub(super) use store::{drop_if_damaged, drop_kept, is_kept, open_kept};
 
 use super::{SourceTree, lock};
@@ -46,6 +46,8 @@ const AFTER: Duration = Duration::from_millis(50);
 const SMALL: u64 = 256 << 10;
 const AT_ONCE: u64 = 4 << 20;
 const ENTRIES: usize = 4_096;
+/// So many different things are said of what is passed over.
+const TOLD: usize = 100;
 /// The tree may not be open yet.
 const LOOK: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(3600);
@@ -142,6 +144,7 @@ pub(super) fn start(tree: Arc<SourceTree>) -> Result<()> {
         considered: HashSet::new(),
         used: None,
         tried: false,
+        told: HashSet::new(),
         swept: None,
         next_sweep: Instant::now(),
     };
@@ -169,6 +172,8 @@ struct Keeper {
     used: Option<Used>,
     /// Whether the file system can clone is known.
     tried: bool,
+    /// What was passed over, said once each.
+    told: HashSet<String>,
     /// The generation for which was swept last.
     swept: Option<GenId>,
     next_sweep: Instant,
@@ -200,6 +205,13 @@ impl Keeper {
             let _ = self.take_small();
             // the mirrors come first
             std::thread::sleep(AFTER);
+        }
+    }
+
+    /// Says once what does not keep the rest from being kept.
+    fn tell(&mut self, what: String) {
+        if self.told.len() < TOLD && self.told.insert(what.clone()) {
+            tracing::warn!(tree = self.tree.config.name, "contents kept for a rollback: {what}");
         }
     }
 
@@ -380,41 +392,45 @@ impl Keeper {
         let tmp = format!("new-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let tmp = tmp.as_bytes();
         // a leftover of a crash
-        let _ = keep.unlink(tmp);
+        let _ = remove_tree(keep, tmp);
         let cannot = || format!("keep the content of {}", want.path);
         let to = keep.create_file(tmp, 0o400).context(cannot)?;
         self.tried = true;
-        let taken = self.fill(keep, &from, &to, want);
-        let (dir, name) = place(&want.digest);
-        let done = match taken {
-            Ok(true) => keep
-                .ensure_dir(dir.as_bytes(), 0o700)
-                .and_then(|dir| keep.rename(tmp, &dir, name.as_bytes()))
-                .map(|()| true),
-            other => other,
-        };
-        if !matches!(done, Ok(true)) {
+        let filled = self.fill(keep, &from, &to, want);
+        let placed = matches!(filled, Ok(true)).then(|| put(keep, tmp, &want.digest));
+        if !matches!(placed, Some(Ok(()))) {
             let _ = keep.unlink(tmp);
         }
-        match done {
-            Ok(true) => {
+        match (filled, placed) {
+            (_, Some(Ok(()))) => {
                 let used = self.used.get_or_insert_default();
                 used.files += 1;
                 used.bytes += want.size;
                 Ok(true)
             }
-            // what is full now may have space again later
-            Ok(false) | Err(Errno::NOSPC | Errno::DQUOT | Errno::CANCELED) => Ok(false),
-            Err(e) => Err(e).context(cannot),
+            // what is full now may have space again later; a limit of a file's size is for that file
+            (Err(e), _) | (_, Some(Err(e)))
+                if matches!(e, Errno::NOSPC | Errno::DQUOT | Errno::CANCELED | Errno::FBIG) =>
+            {
+                Ok(false)
+            }
+            // one place in the store that cannot be had is no reason to keep nothing else
+            (_, Some(Err(e))) => {
+                self.tell(format!("{} is passed over: {e}", want.path));
+                Ok(false)
+            }
+            (Ok(_), None) => Ok(false),
+            (Err(e), None) => Err(e).context(cannot),
         }
     }
 
-    /// Clones or copies, and says whether it is the right content.
+    /// Clones or copies, and says whether it is the right content; of what cannot be read it is not. Errors are the
+    /// store's.
     fn fill(&self, keep: &Dir, from: &OwnedFd, to: &OwnedFd, want: &Want) -> rustix::io::Result<bool> {
         let cloned = rustix::fs::ioctl_ficlone(to, from).is_ok();
         lock(&self.tree.retain.status).clones = cloned;
         if cloned {
-            return Ok(hash_fd(to, want.size, &self.tree.stop)? == (want.digest, want.size));
+            return Ok(hash_fd(to, want.size, &self.tree.stop).is_ok_and(|of| of == (want.digest, want.size)));
         }
         if !self.fits(keep, want.size) {
             return Ok(false);
@@ -426,7 +442,7 @@ impl Keeper {
                 if self.stopped() {
                     return Err(Errno::CANCELED);
                 }
-                let n = read_full(from, buf)?;
+                let Ok(n) = read_full(from, buf) else { return Ok(None) };
                 total += n as u64;
                 // it grew: not what was published
                 if total > want.size {
@@ -481,15 +497,20 @@ impl Keeper {
         let live = within(&order, beside(self.trash, self.budget), free);
         let mut used = Used::default();
         let cannot = || "sweep .syncagent/keep".to_owned();
-        each_kept(keep, &mut |dir, name, size| {
-            if name.parse::<Digest>().is_ok_and(|digest| live.contains(&digest)) {
+        let passed = each_kept(keep, &mut |dir, name, digest, stat| {
+            let removed =
+                if live.contains(digest) { Ok(false) } else { remove_tree(dir, name).map(|()| true) };
+            // what cannot be removed still has its space
+            if removed != Ok(true) && stat.kind == FileKind::File {
                 used.files += 1;
-                used.bytes += size;
-                return Ok(());
+                used.bytes += stat.size;
             }
-            dir.unlink(name.as_bytes())
+            removed.map(drop)
         })
         .context(cannot)?;
+        if let Some(text) = passed.text() {
+            self.tell(text);
+        }
         self.used = Some(used);
         // what was left out may have a place now
         self.considered.clear();

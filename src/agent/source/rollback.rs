@@ -28,7 +28,7 @@ use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
 use super::retain::KEEP;
 use super::seek::SOUGHT;
-use crate::apply::{Control, Journal, discard_stage, prune};
+use crate::apply::{Control, Journal, discard_stage, is_undecided, prune};
 use crate::error::{Class, Error, Result};
 use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, Root, TreePath};
 use crate::peer::Sought;
@@ -225,8 +225,8 @@ impl Engine {
             phase: Phase::Begun,
         };
         self.tree.state.write(FILE, &rolling)?;
-        self.rolling = Some(rolling);
-        self.rolled = false;
+        let before = self.rolling.replace(rolling);
+        let was_rolled = std::mem::replace(&mut self.rolled, false);
         let steps = answer.created + answer.updated + answer.attrs + answer.moved + answer.deleted;
         let mut seq = None;
         let mut touched = BTreeSet::new();
@@ -236,8 +236,9 @@ impl Engine {
                 match self.bring_back(s, &control, &source, (&diff, aside), &plan, header) {
                     Ok(brought) => brought,
                     Err(e) => {
-                        if matches!(Journal::pending(&control.dir), Ok(None)) {
-                            self.forget_rollback();
+                        let begun = self.rolling.as_ref().is_some_and(|r| r.phase == Phase::Begun);
+                        if begun || is_undecided(&control)? {
+                            self.back_to(before, was_rolled)?;
                             // the index may hold what was staged
                             (s.full, s.distrust) = (true, true);
                             discard_stage(&control)?;
@@ -312,6 +313,16 @@ impl Engine {
             "rolled back"
         );
         Ok(Tried::Done(Box::new(answer)))
+    }
+
+    /// A rollback came to nothing: what was known of one before it counts again.
+    fn back_to(&mut self, before: Option<Rolling>, rolled: bool) -> Result<()> {
+        self.forget_rollback();
+        if let Some(before) = before {
+            self.tree.state.write(FILE, &before)?;
+            (self.rolling, self.rolled) = (Some(before), rolled);
+        }
+        Ok(())
     }
 
     /// Writes down how far it is.

@@ -12,7 +12,12 @@ impl SourceTree {
     pub(super) fn trashed(&self, order: TrashOrder) -> Result<TrashAnswer> {
         if order.reads_only() {
             // waits for nothing that is under way
-            return read_only(self.path(), &order, &|commit| self.history.generation_of(commit));
+            return read_only(
+                self.path(),
+                &order,
+                &|commit| self.history.generation_of(commit),
+                Into::Allowed,
+            );
         }
         let tree = self.config.name.clone();
         have_done(&self.orders, |reply| {

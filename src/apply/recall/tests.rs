@@ -54,10 +54,16 @@ fn files_and_links_are_listed_newest_first_by_path() {
 #[test]
 fn the_newest_is_restored_or_the_commit_that_is_named() {
     let (at, root, control) = tree();
-    find_trashed(&control, &path("d/one"), None).unwrap().restore(&root, Some(&control)).unwrap();
+    find_trashed(&control, &path("d/one"), None)
+        .unwrap()
+        .restore(&root, Some(&control), &mut Vec::new())
+        .unwrap();
     assert_eq!(read(at.path(), "d/one"), "one of 5");
     fs::remove_dir_all(at.path().join("d")).unwrap();
-    let done = find_trashed(&control, &path("d"), Some(3)).unwrap().restore(&root, Some(&control)).unwrap();
+    let done = find_trashed(&control, &path("d"), Some(3))
+        .unwrap()
+        .restore(&root, Some(&control), &mut Vec::new())
+        .unwrap();
     assert_eq!(done, Amount { files: 3, bytes: 16 });
     assert_eq!(read(at.path(), "d/one"), "one of 3");
     assert_eq!(fs::read_link(at.path().join("d/link")).unwrap(), Path::new("sub/two"));
@@ -77,11 +83,11 @@ fn a_directory_fills_what_is_missing_and_replaces_nothing() {
     fs::create_dir_all(at.path().join("d/sub")).unwrap();
     let found = find_trashed(&control, &path("d"), Some(3)).unwrap();
     fs::write(at.path().join("d/sub/two"), "mine").unwrap();
-    let e = found.restore(&root, Some(&control)).unwrap_err();
+    let e = found.restore(&root, Some(&control), &mut Vec::new()).unwrap_err();
     assert!(e.class == Class::Refused && e.what.contains("d/sub/two") && e.what.contains("--to"), "{e}");
     assert!(!at.path().join("d/one").exists(), "something was restored");
     fs::remove_file(at.path().join("d/sub/two")).unwrap();
-    found.restore(&root, Some(&control)).unwrap();
+    found.restore(&root, Some(&control), &mut Vec::new()).unwrap();
     assert_eq!(
         (read(at.path(), "d/one"), read(at.path(), "d/sub/two")),
         ("one of 3".into(), "two of 3".into())
@@ -95,7 +101,7 @@ fn what_else_is_in_the_directory_stays_as_it_is() {
     fs::create_dir(other.path().join("restore")).unwrap();
     fs::write(other.path().join("restore/mine"), "mine").unwrap();
     let to = Dir::open_root(other.path()).unwrap();
-    find_trashed(&control, &path("d"), Some(3)).unwrap().restore(&to, None).unwrap();
+    find_trashed(&control, &path("d"), Some(3)).unwrap().restore(&to, None, &mut Vec::new()).unwrap();
     assert_eq!(read(other.path(), "restore/mine"), "mine");
     assert_eq!(read(other.path(), "d/sub/two"), "two of 3");
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 2);
@@ -106,7 +112,10 @@ fn nothing_is_restored_through_a_link() {
     let (at, root, control) = tree();
     let outside = tempfile::tempdir().unwrap();
     symlink(outside.path(), at.path().join("d")).unwrap();
-    let e = find_trashed(&control, &path("d/one"), None).unwrap().restore(&root, Some(&control)).unwrap_err();
+    let e = find_trashed(&control, &path("d/one"), None)
+        .unwrap()
+        .restore(&root, Some(&control), &mut Vec::new())
+        .unwrap_err();
     assert_eq!(e.class, Class::Refused, "{e}");
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
 }

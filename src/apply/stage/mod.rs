@@ -341,6 +341,14 @@ impl Staged {
     }
 }
 
+/// Whether a commit that failed was never decided: what it staged is still staged, and no journal speaks of it.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn is_undecided(control: &Control) -> Result<bool> {
+    Ok(Journal::pending(&control.dir)?.is_none() && control.stage_home().stat(STAGE).is_ok())
+}
+
 /// Removes what was staged for a commit that was never decided.
 ///
 /// # Errors

@@ -143,14 +143,14 @@ async fn a_signal_reaches_the_process_of_a_pid_file_and_no_other() {
     let ready = bench.path("ready").display().to_string();
     let script = bench.script(
         "server",
-        &format!("trap 'echo hup >> {got}' HUP; touch {ready}; while :; do sleep 0.05; done"),
+        &format!("trap 'echo usr1 >> {got}' USR1; touch {ready}; while :; do sleep 0.05; done"),
     );
     let server =
         Killed(std::process::Command::new(script).stdout(std::process::Stdio::null()).spawn().unwrap());
     until("the server", || exists(&bench.path("ready"))).await;
     let file = bench.path("pid").display().to_string();
     let refresher =
-        bench.start(&format!("[[refresh]]\nsignal = {{ signal = \"HUP\", pid-file = \"{file}\" }}\n"));
+        bench.start(&format!("[[refresh]]\nsignal = {{ signal = \"USR1\", pid-file = \"{file}\" }}\n"));
     refresher.applied(id(1), paths(&["a"])).unwrap();
     assert!(fails(&refresher, RefreshState::Failing).await.contains("cannot read the pid file"));
     for bad in ["0", "1", "-7", "x", "", &std::process::id().to_string()] {
@@ -163,7 +163,7 @@ async fn a_signal_reaches_the_process_of_a_pid_file_and_no_other() {
     bench.write("pid", format!("{}\n", server.0.id()));
     assert_eq!(refresher.force(false).await.unwrap(), "the server was told of generation 1.1");
     // once, or twice when it was just about to try again by itself
-    until("the signal", || bench.read("got").starts_with("hup\n")).await;
+    until("the signal", || bench.read("got").starts_with("usr1\n")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -131,3 +131,98 @@ fn what_is_written_after_a_crash_in_a_rollback_stays_when_nothing_is_kept() {
 fn what_is_written_after_a_crash_in_a_rollback_stays_when_it_is_kept() {
     late_stays(3);
 }
+
+/// What is in no generation is in the trash, whenever the exchange of the trees is cut off.
+#[test]
+fn a_swap_that_is_cut_off_loses_nothing_that_was_only_here() {
+    if !needs_root("tracing a running process") {
+        return;
+    }
+    let c = Cluster::local();
+    c.source("a", "");
+    c.mirror("b", "a", "keep = 0\nactivate = \"swap\"\nmax-delete = \"100%\"\n");
+    c.scratch.write("a/tree/x", "0");
+    let (a, mut b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    let mut crashes = 0;
+    for nth in 1..=6 {
+        b.order(&["pause", "t"]).code(0);
+        let only = format!("only here {nth}");
+        c.scratch.write(format!("b/tree/local{nth}"), &only);
+        let before = a.tree()["head"].clone();
+        c.scratch.write("a/tree/x", format!("{nth}"));
+        until("a publication", || a.tree()["head"] != before);
+        until("it is heard", || b.tree()["head"] == a.tree()["head"]);
+        let mut strace = kill_at(&c, &b, "renameat2", nth);
+        // who asks may see it die
+        b.order(&["resume", "t"]);
+        let died = eventually(|| b.try_status().is_none() || b.own()["consistent"] == true);
+        assert!(died, "{}", b.log_tail());
+        if b.try_status().is_none() {
+            crashes += 1;
+            b.kill();
+            strace.wait().unwrap();
+            b = c.start("b");
+        } else {
+            kill_process(Pid::from_child(&strace), Signal::TERM).unwrap();
+            strace.wait().unwrap();
+        }
+        c.assert_converges(&a, &b, ("a", "b"));
+        let all = walkdir::WalkDir::new(c.path().join("b/tree/.syncagent/trash")).into_iter().flatten();
+        let kept = all.filter(|e| std::fs::read(e.path()).is_ok_and(|text| text == only.as_bytes())).count();
+        assert_eq!(kept, 1, "killed at renameat2 {nth}: {}", b.log_tail());
+    }
+    assert!(crashes > 1, "{crashes}");
+}
+
+/// A disk that cannot be written to after a crash (errors=remount-ro) cannot be finished, and is not published.
+#[test]
+fn half_a_rollback_on_a_disk_that_became_read_only_is_not_published() {
+    if !needs_root("half_a_rollback_on_a_disk_that_became_read_only_is_not_published") {
+        return;
+    }
+    struct Mounted(std::path::PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        }
+    }
+    let mount = |words: &[&str], at: &std::path::Path| {
+        assert!(Command::new("mount").args(words).arg(at).status().unwrap().success());
+    };
+    let c = Cluster::local();
+    let tree = c.tree("a");
+    std::fs::create_dir_all(&tree).unwrap();
+    mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &tree);
+    let _mounted = Mounted(tree.clone());
+    c.source("a", "");
+    for n in 0..8 {
+        c.scratch.write(format!("a/tree/f{n}"), "first");
+    }
+    let a = c.start("a");
+    settled(&a, 1);
+    let first = a.tree()["head"].clone();
+    for n in 0..8 {
+        c.scratch.write(format!("a/tree/f{n}"), "second, longer");
+    }
+    until("a publication", || a.tree()["head"] != first);
+    settled(&a, 1);
+    let second = a.tree()["head"].clone();
+    let mut strace = kill_at(&c, &a, "renameat2", 5);
+    assert_ne!(a.order(&["rollback", "t"]).code, 0, "it was not hit");
+    strace.wait().unwrap();
+    a.kill();
+    let text = |n: usize| std::fs::read_to_string(tree.join(format!("f{n}"))).unwrap();
+    let mixed = (0..8).map(text).collect::<std::collections::BTreeSet<_>>().len() == 2;
+    assert!(mixed, "the kill was not between the renames");
+    mount(&["-o", "remount,ro"], &tree);
+    let a = c.start("a");
+    let said = || a.own()["error"]["what"].as_str().is_some_and(|e| e.contains("cut off"));
+    assert!(eventually(said), "{:#}\n{}", a.own(), a.log_tail());
+    assert_eq!(a.tree()["head"], second);
+    mount(&["-o", "remount,rw"], &tree);
+    until("a publication", || a.tree()["head"] != second);
+    assert!((0..8).all(|n| text(n) == "first"));
+    let history = a.order(&["history", "t"]).code(0).out;
+    assert!(history.lines().next().unwrap().contains("rollback to"), "{history}");
+}

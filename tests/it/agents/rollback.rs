@@ -310,6 +310,37 @@ fn damaged_kept_content_is_found_before_anything_changes() {
 }
 
 #[test]
+fn what_is_foreign_among_what_is_kept_ends_nothing() {
+    let c = Cluster::local();
+    let (a, ..) = two_generations(&c, "");
+    let keep = c.tree("a").join(".syncagent/keep");
+    a.stop();
+    let kept_as = |content: &[u8]| {
+        let digest = blake3::hash(content).to_hex();
+        keep.join(&digest[..2]).join(digest.as_str())
+    };
+    let some = kept_as(&noise(99, 700_000));
+    assert!(some.exists());
+    c.scratch.write("a/tree/.syncagent/keep/zz", "a file");
+    c.scratch.write("a/tree/.syncagent/keep/89/0000/mine", "a directory");
+    // where contents of the next generation belong
+    std::fs::create_dir_all(kept_as(b"third").join("full")).unwrap();
+    let a = c.start("a");
+    let head = a.tree()["head"].clone();
+    c.scratch.write("a/tree/third", "third");
+    c.scratch.write("a/tree/fourth", "fourth");
+    published(&a, &head);
+    assert_eq!(std::fs::read(kept_as(b"third")).unwrap(), b"third");
+    assert_eq!(std::fs::read(kept_as(b"fourth")).unwrap(), b"fourth");
+    assert!(some.exists() && retention(&a)["error"].is_null(), "{}", a.log_tail());
+    // it is told of, once, and left alone
+    let told = || a.log_text().matches("entries of .syncagent/keep are passed over").count();
+    until("it is told", || told() > 0);
+    assert_eq!(told(), 1, "{}", a.log_tail());
+    assert!(keep.join("89/0000/mine").exists() && keep.join("zz").exists());
+}
+
+#[test]
 fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
     let c = Cluster::local();
     c.source("a", "keep = 0\n");

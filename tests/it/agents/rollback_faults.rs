@@ -102,6 +102,13 @@ fn what_comes_only_partly_into_place_is_held_and_never_published_as_it_is() {
     // as long as the cause is there it fails again
     a.order(&["rollback", "t", "--to", &id(&first)]).code(1);
     assert!(held(&a));
+    // nor does a deploy job that comes along publish the mixture, or take the way out away
+    let job =
+        Command::new(program()).args(["hold", "t", "--socket"]).arg(&a.socket).args(["--", "true"]).output();
+    let job = job.unwrap();
+    let said = String::from_utf8_lossy(&job.stderr).into_owned();
+    assert!(job.status.code() == Some(125) && said.contains("only partly into place"), "{job:?}");
+    assert!(held(&a));
     drop(fixed);
     a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
     for i in 0..6 {

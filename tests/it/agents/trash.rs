@@ -50,6 +50,17 @@ fn a_mirror_gives_back_what_it_displaced_but_not_into_its_tree() {
     assert!(refused.err.contains("mirror") && refused.err.contains("--to"), "{refused:?}");
     assert_eq!(c.scratch.read("b/tree/f1"), b"second");
 
+    // neither by the way of --to, also without the agent
+    let (inside, own) = (c.tree("b").join("sub"), c.tree("b").join(".syncagent/keep"));
+    for to in [&inside, &own] {
+        for tree in ["t", c.tree("b").to_str().unwrap()] {
+            let to = to.to_str().unwrap();
+            let refused = b.order(&["trash", tree, "restore", "f1", "--to", to]).code(4);
+            assert!(refused.err.contains("lies in"), "{refused:?}");
+        }
+        assert!(!to.exists());
+    }
+
     let to = c.path().join("back");
     let to = to.to_str().unwrap();
     b.order(&["trash", "t", "restore", "f1", "dir", "--to", to]).code(0);

@@ -48,10 +48,19 @@ pub struct RollbackAnswer {
 
 /// How a rollback came only partly into place.
 pub(super) fn partly(to: GenId, errors: &[PathError]) -> String {
+    format!("a rollback to {to} came only partly into place ({})", named(errors))
+}
+
+/// The same of a commit of which nobody knows what it was.
+pub(super) fn unfinished(errors: &[PathError]) -> String {
+    format!("a commit that was cut off came only partly into place ({})", named(errors))
+}
+
+fn named(errors: &[PathError]) -> String {
     let named: Vec<String> = errors.iter().take(NAMED).map(|e| format!("{}: {}", e.path, e.error)).collect();
     let more = errors.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("a rollback to {to} came only partly into place ({}{more})", named.join("; "))
+    format!("{}{more}", named.join("; "))
 }
 
 pub(super) fn counts(a: &RollbackAnswer) -> String {

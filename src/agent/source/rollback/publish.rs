@@ -3,13 +3,18 @@
 use std::collections::{BTreeSet, HashSet};
 use std::time::Instant;
 
+use rustix::io::Errno;
+
 use super::super::engine::{Engine, Gated, Session};
+use super::super::mark::MARK;
 use super::super::publish::Published;
+use super::order::unfinished;
 use super::{FILE, Phase, Rolling, partly};
-use crate::apply::Committed;
-use crate::error::{PathError, Result};
+use crate::apply::{Committed, Journal};
+use crate::disk::Dir;
+use crate::error::{Class, Context as _, Error, PathError, Result};
 use crate::model::{Cause, GenId, State, TreePath};
-use crate::plan::PlanId;
+use crate::plan::{CONTROL_DIR, PlanId};
 use crate::scan::{Only, Scanned};
 use crate::watch::Settle;
 
@@ -60,23 +65,54 @@ impl Engine {
         self.rolling = self.tree.state.read(FILE);
         self.rolled = false;
         match (&self.rolling, recovered) {
-            (Some(rolling), Some(done)) if !done.errors.is_empty() => {
-                self.came_partly(rolling.to, &done.errors)?;
+            (rolling, Some(done)) if !done.errors.is_empty() => {
+                match rolling {
+                    Some(rolling) => self.came_partly(rolling.to, &done.errors)?,
+                    // the state directory was lost, or it was a mirror before
+                    None => self.hold_by_rollback("a commit", unfinished(&done.errors))?,
+                }
                 self.forget_rollback();
             }
-            (Some(_), Some(_)) => self.rolled = true,
-            (Some(rolling), None) if rolling.phase == Phase::Done => self.rolled = true,
+            (Some(rolling), recovered) if recovered.is_some() || rolling.phase == Phase::Done => {
+                self.rolled = true;
+                self.enter(Phase::Done)?;
+                self.end_hold_by_rollback()?;
+            }
             // it was decided, or not, and nobody knows how it ended
-            (Some(rolling), None) if rolling.phase == Phase::Staged => {}
-            (Some(_), None) => self.forget_rollback(),
+            (Some(rolling), _) if rolling.phase == Phase::Staged => {}
+            (Some(_), _) => self.forget_rollback(),
             (None, _) => {}
         }
         Ok(())
     }
 
+    /// The tree cannot be written to now: nothing may be published of what was under way, and of what is held.
+    pub(in crate::agent::source) fn check_nothing_is_under_way(&self, root: &Dir, why: &str) -> Result<()> {
+        let rolling = self.tree.state.read::<Rolling>(FILE);
+        let rolls = rolling.is_some_and(|rolling| rolling.phase == Phase::Staged);
+        let cannot = || "look for what was under way in .syncagent".to_owned();
+        let (commits, held) = match root.open_child(CONTROL_DIR) {
+            Ok(control) => {
+                let held = self.tree.shared().orders.hold.is_none() && control.stat(MARK).is_ok();
+                (Journal::pending(&control)?.is_some(), held)
+            }
+            Err(Errno::NOENT) => (false, false),
+            Err(e) => return Err(e).context(cannot),
+        };
+        if !rolls && !commits && !held {
+            return Ok(());
+        }
+        let what = if held { "a hold" } else { "a commit that was cut off" };
+        let what = format!(
+            "{why}; .syncagent tells of {what}, and nothing is published before the tree can be written to, so that it can be \
+             finished"
+        );
+        Err(Error::new(Class::Transient, what))
+    }
+
     /// The tree is a mixture: nothing is published until somebody decides.
     pub(super) fn came_partly(&self, to: GenId, errors: &[PathError]) -> Result<()> {
-        self.hold_by_rollback(to, partly(to, errors))
+        self.hold_by_rollback(&format!("rollback to {to}"), partly(to, errors))
     }
 
     /// Whether a rollback was cut off, and the tree is neither what it was before nor what it was to become.
@@ -85,11 +121,16 @@ impl Engine {
         if scanned.root.object == rolling.root.object {
             return Ok(false);
         }
+        if self.is_publishing_hold() {
+            // a job that came later says that all is whole
+            self.forget_rollback();
+            return Ok(false);
+        }
         let why = format!(
             "a rollback to {} was cut off, and the tree is neither as it was before nor as in that generation",
             rolling.to
         );
-        self.hold_by_rollback(rolling.to, why)?;
+        self.hold_by_rollback(&format!("rollback to {}", rolling.to), why)?;
         self.forget_rollback();
         Ok(true)
     }
