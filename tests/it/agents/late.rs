@@ -156,7 +156,8 @@ fn a_swap_that_is_cut_off_loses_nothing_that_was_only_here() {
         let mut strace = kill_at(&c, &b, "renameat2", nth);
         // who asks may see it die
         b.order(&["resume", "t"]);
-        let died = eventually(|| b.try_status().is_none() || b.own()["consistent"] == true);
+        let done = |status: Value| status["trees"][0]["nodes"][0]["consistent"] == true;
+        let died = eventually(|| b.try_status().is_none_or(done));
         assert!(died, "{}", b.log_tail());
         if b.try_status().is_none() {
             crashes += 1;
