@@ -9,6 +9,7 @@ use std::io::Read as _;
 use rustix::io::Errno;
 
 use super::engine::Engine;
+use super::hold::is_rollback;
 use crate::agent::orders::{Held, Phase, Process};
 use crate::disk::{Dir, wall_ms, write_atomic};
 use crate::error::{Context as _, Error, Result};
@@ -57,6 +58,8 @@ impl Engine {
                 self.set_mark();
                 Ok(())
             }
+            // its rollback was finished by this start
+            (Some(marked), None) if self.rolled && is_rollback(&marked) => self.drop_mark(),
             (Some(marked), None) => self.adopt(marked),
         }
     }
@@ -65,7 +68,11 @@ impl Engine {
     fn adopt(&self, marked: Held) -> Result<()> {
         // a job that still runs can say itself how it ends
         let goes_on = marked.process.is_there();
-        let phase = if goes_on { Phase::Running } else { Phase::Failed(LOST.into()) };
+        let phase = match &marked.phase {
+            Phase::Failed(why) => Phase::Failed(why.clone()),
+            _ if goes_on => Phase::Running,
+            _ => Phase::Failed(LOST.into()),
+        };
         let who = format!("{}, for {}", marked.who, marked.command);
         self.tree.order(|orders| {
             orders.hold = Some(Held { phase, ..marked });

@@ -227,3 +227,66 @@ fn half_a_rollback_on_a_disk_that_became_read_only_is_not_published() {
     let history = a.order(&["history", "t"]).code(0).out;
     assert!(history.lines().next().unwrap().contains("rollback to"), "{history}");
 }
+
+/// What a start could not finish keeps the tree back, also where nobody remembers the rollback; and once it is repeated
+/// and cut off again, what the next start finishes is published.
+#[test]
+fn what_a_start_could_not_finish_is_held_also_when_the_state_directory_is_lost() {
+    if !needs_root("tracing a running process") {
+        return;
+    }
+    for lost in [true, false] {
+        let c = Cluster::local();
+        c.source("a", "");
+        let write = |text: &str| (0..8).for_each(|n| c.scratch.write(format!("a/tree/f{n}"), text));
+        let text = |n: usize| c.scratch.read(format!("a/tree/f{n}"));
+        write("first");
+        let a = c.start("a");
+        settled(&a, 1);
+        let first = a.tree()["head"].clone();
+        write("second, longer");
+        until("a publication", || a.tree()["head"] != first);
+        settled(&a, 1);
+        let second = a.tree()["head"].clone();
+        let mut strace = kill_at(&c, &a, "renameat2", 5);
+        assert_ne!(a.order(&["rollback", "t"]).code, 0, "it was not hit");
+        strace.wait().unwrap();
+        a.kill();
+        // somebody writes to what was not reached yet
+        let unreached: Vec<usize> = (0..8).filter(|n| text(*n) != b"first").collect();
+        assert!((1..8).contains(&unreached.len()), "{unreached:?}");
+        for n in &unreached {
+            c.scratch.write(format!("a/tree/f{n}"), "written after the crash");
+        }
+        if lost {
+            std::fs::remove_dir_all(c.path().join("a/state")).unwrap();
+        }
+        let a = c.start("a");
+        until("it is held", || a.own()["state"] == "held");
+        let what = a.own()["error"]["what"].as_str().unwrap().to_owned();
+        assert!(
+            what.contains("only partly into place") && what.contains(&format!("f{}", unreached[0])),
+            "{what}"
+        );
+        a.order(&["wait", "t", "--timeout", "1s"]).code(7);
+        if lost {
+            assert!(a.tree()["head"].is_null(), "{:#}", a.tree()["head"]);
+            a.order(&["hold", "t", "--release"]).code(0);
+            until("a publication", || a.tree()["head"].is_object());
+            continue;
+        }
+        assert_eq!(a.tree()["head"], second);
+        // again, and cut off after it was decided
+        let mut strace = kill_at(&c, &a, "renameat2", 3);
+        assert_ne!(a.order(&["rollback", "t", "--to", &id(&first)]).code, 0, "it was not hit");
+        strace.wait().unwrap();
+        a.kill();
+        assert!((0..8).any(|n| text(n) != b"first"), "the kill was after the renames");
+        assert!(c.tree("a").join(".syncagent/journal").exists(), "the kill was before it was decided");
+        let a = c.start("a");
+        let done = eventually(|| a.tree()["head"] != second && a.own()["state"] == "current");
+        assert!(done, "{:#}\n{}", a.own(), a.log_tail());
+        assert!((0..8).all(|n| text(n) == b"first"), "{}", a.log_tail());
+        assert!(a.order(&["history", "t"]).code(0).out.lines().next().unwrap().contains("rollback to"));
+    }
+}
