@@ -481,9 +481,7 @@ pub(crate) fn content_of(fd: &OwnedFd, size: u64, cancel: &AtomicBool) -> Option
 }
 
 fn open_trashed(trash: &Dir, commit: u64, part: TrashPart, path: &TreePath) -> Sys<OwnedFd> {
-    let root = open_part(trash, commit, part).ok_or(Errno::NOENT)?;
-    let (parent, name) = path.split();
-    root.open(&TreePath::new(parent).unwrap_or_default())?.open_file(name)
+    open_part(trash, commit, part).ok_or(Errno::NOENT)?.open_file_at(path)
 }
 
 #[cfg(test)]

@@ -188,6 +188,11 @@ impl Dir {
         rustix::fs::openat(&self.0, name, flags, Mode::empty())
     }
 
+    /// [`Dir::open_file`] for a file anywhere below; no link is followed on the way.
+    pub fn open_file_at(&self, path: &TreePath) -> Result<OwnedFd> {
+        self.open(&path.parent().unwrap_or_default())?.open_file(path.split().1)
+    }
+
     /// Creates a new regular file for writing (and reading); it must not exist.
     pub fn create_file(&self, name: &[u8], mode: u16) -> Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -16,7 +16,7 @@ use crate::agent::orders::{Orders, RolledBack};
 use crate::config::{OnFailure, Refresh, Verify};
 use crate::disk::wall_ms;
 use crate::error::{Class, Error, PathError, Result};
-use crate::model::{self, Digest, GenId, Generation, TreePath};
+use crate::model::{self, Digest, GenId, Generation, TreePath, listed};
 
 /// What is gone is named up to so many paths.
 const NAMED: usize = 3;
@@ -211,12 +211,9 @@ pub(super) fn lacking(id: GenId, paths: &BTreeSet<TreePath>, errors: &[PathError
     if let Some(PathError { path, error }) = errors.first() {
         return format!("{path} of generation {id} could not be fetched: {error}");
     }
-    let named: Vec<String> = paths.iter().take(NAMED).map(ToString::to_string).collect();
-    let more = paths.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let named = named.join(", ");
+    let named = listed(paths.iter(), NAMED, ", ");
     format!(
         "neither the source (by its `keep` and `keep-bytes`) nor this node's trash has the content of generation {id} any \
-         more: {named}{more}"
+         more: {named}"
     )
 }

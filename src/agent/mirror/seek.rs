@@ -2,7 +2,6 @@
 //! the tree, are sent to it. Whoever asks knows a content's digest and size, so nobody learns what he does not know.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -166,7 +165,7 @@ fn search(
     for (index, what) in (0u32..).zip(sought) {
         state.looked.fetch_add(1, Ordering::Relaxed);
         // what is excluded here was never the source's
-        let here = if filter.excludes_path(&what.path) { None } else { open_in(&root, &what.path).ok() };
+        let here = if filter.excludes_path(&what.path) { None } else { root.open_file_at(&what.path).ok() };
         if here.and_then(|fd| content_of(&fd, what.size, &state.cancel)) == Some(what.digest) {
             if say.blocking_send((index, Place::Tree(what.path.clone()))).is_err() {
                 return Ok(());
@@ -190,18 +189,13 @@ fn search(
     })
 }
 
-fn open_in(root: &Dir, path: &TreePath) -> rustix::io::Result<OwnedFd> {
-    let (parent, name) = path.split();
-    root.open(&TreePath::new(parent).unwrap_or_default())?.open_file(name)
-}
-
 /// Sends one content; says whether all of it could be read.
 async fn send(tree: &Arc<MirrorTree>, round: u64, index: u32, place: &Place, what: &Sought) -> Result<bool> {
     let (path, place) = (tree.config.path.clone(), place.clone());
     let opened = blocking(move || {
         let root = Dir::open_root(&path)?;
         match place {
-            Place::Tree(path) => open_in(&root, &path),
+            Place::Tree(path) => root.open_file_at(&path),
             Place::Trash(displaced) => displaced.open(&root.open_child(CONTROL_DIR)?),
         }
     });

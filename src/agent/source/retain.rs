@@ -383,9 +383,7 @@ impl Keeper {
         if self.tried && !clones && !self.fits(keep, want.size) || !self.has_names(keep) {
             return Ok(false);
         }
-        let (parent, name) = want.path.split();
-        let parent = TreePath::new(parent).unwrap_or_default();
-        let Ok(from) = root.open(&parent).and_then(|dir| dir.open_file(name)) else { return Ok(false) };
+        let Ok(from) = root.open_file_at(&want.path) else { return Ok(false) };
         if !stat_fd(&from).is_ok_and(|s| s.kind == FileKind::File && s.size == want.size) {
             return Ok(false);
         }

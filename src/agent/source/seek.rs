@@ -22,7 +22,7 @@ use crate::agent::role::{NOT_OPEN, have_done};
 use crate::apply::write_all;
 use crate::disk::{Dir, remove_tree, wall_ms};
 use crate::error::{Class, Context as _, Error, Result, lock};
-use crate::model::{Digest, NodeId};
+use crate::model::{Digest, NodeId, listed};
 use crate::peer::{Piece, Sought};
 use crate::plan::CONTROL_DIR;
 use round::{Accepted, Ended, Got, Round};
@@ -262,12 +262,6 @@ impl<'a> Seeking<'a> {
 impl Asked {
     /// For people.
     pub(super) fn said(&self) -> String {
-        let list = |nodes: Vec<&NodeId>| {
-            let named: Vec<&str> = nodes.iter().take(10).map(|node| node.as_str()).collect();
-            let more = nodes.len().saturating_sub(10);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            format!("{}{more}", named.join(", "))
-        };
         let of = |how: Ended| -> Vec<&NodeId> {
             self.nodes.iter().filter(|(_, ended)| **ended == how).map(|(node, _)| node).collect()
         };
@@ -280,7 +274,7 @@ impl Asked {
         let said: Vec<String> = parts
             .into_iter()
             .filter(|(nodes, _)| !nodes.is_empty())
-            .map(|(nodes, how)| format!("{how}: {}", list(nodes)))
+            .map(|(nodes, how)| format!("{how}: {}", listed(nodes.into_iter(), 10, ", ")))
             .collect();
         if said.is_empty() { "no mirror is known that might have it".to_owned() } else { said.join("; ") }
     }

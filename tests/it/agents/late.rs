@@ -176,6 +176,25 @@ fn a_swap_that_is_cut_off_loses_nothing_that_was_only_here() {
     assert!(crashes > 1, "{crashes}");
 }
 
+/// A source of eight files in two generations, killed between the renames of a rollback to the first one. Gives both.
+fn half_a_rollback(c: &Cluster) -> (Value, Value) {
+    c.source("a", "");
+    let write = |text: &str| (0..8).for_each(|n| c.scratch.write(format!("a/tree/f{n}"), text));
+    write("first");
+    let a = c.start("a");
+    settled(&a, 1);
+    let first = a.tree()["head"].clone();
+    write("second, longer");
+    until("a publication", || a.tree()["head"] != first);
+    settled(&a, 1);
+    let second = a.tree()["head"].clone();
+    let mut strace = kill_at(c, &a, "renameat2", 5);
+    assert_ne!(a.order(&["rollback", "t"]).code, 0, "it was not hit");
+    strace.wait().unwrap();
+    a.kill();
+    (first, second)
+}
+
 /// A disk that cannot be written to after a crash (errors=remount-ro) cannot be finished, and is not published.
 #[test]
 fn half_a_rollback_on_a_disk_that_became_read_only_is_not_published() {
@@ -196,23 +215,7 @@ fn half_a_rollback_on_a_disk_that_became_read_only_is_not_published() {
     std::fs::create_dir_all(&tree).unwrap();
     mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], &tree);
     let _mounted = Mounted(tree.clone());
-    c.source("a", "");
-    for n in 0..8 {
-        c.scratch.write(format!("a/tree/f{n}"), "first");
-    }
-    let a = c.start("a");
-    settled(&a, 1);
-    let first = a.tree()["head"].clone();
-    for n in 0..8 {
-        c.scratch.write(format!("a/tree/f{n}"), "second, longer");
-    }
-    until("a publication", || a.tree()["head"] != first);
-    settled(&a, 1);
-    let second = a.tree()["head"].clone();
-    let mut strace = kill_at(&c, &a, "renameat2", 5);
-    assert_ne!(a.order(&["rollback", "t"]).code, 0, "it was not hit");
-    strace.wait().unwrap();
-    a.kill();
+    let (_, second) = half_a_rollback(&c);
     let text = |n: usize| std::fs::read_to_string(tree.join(format!("f{n}"))).unwrap();
     let mixed = (0..8).map(text).collect::<std::collections::BTreeSet<_>>().len() == 2;
     assert!(mixed, "the kill was not between the renames");
@@ -237,21 +240,8 @@ fn what_a_start_could_not_finish_is_held_also_when_the_state_directory_is_lost()
     }
     for lost in [true, false] {
         let c = Cluster::local();
-        c.source("a", "");
-        let write = |text: &str| (0..8).for_each(|n| c.scratch.write(format!("a/tree/f{n}"), text));
         let text = |n: usize| c.scratch.read(format!("a/tree/f{n}"));
-        write("first");
-        let a = c.start("a");
-        settled(&a, 1);
-        let first = a.tree()["head"].clone();
-        write("second, longer");
-        until("a publication", || a.tree()["head"] != first);
-        settled(&a, 1);
-        let second = a.tree()["head"].clone();
-        let mut strace = kill_at(&c, &a, "renameat2", 5);
-        assert_ne!(a.order(&["rollback", "t"]).code, 0, "it was not hit");
-        strace.wait().unwrap();
-        a.kill();
+        let (first, second) = half_a_rollback(&c);
         // somebody writes to what was not reached yet
         let unreached: Vec<usize> = (0..8).filter(|n| text(*n) != b"first").collect();
         assert!((1..8).contains(&unreached.len()), "{unreached:?}");

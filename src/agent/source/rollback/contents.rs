@@ -13,7 +13,7 @@ use super::NAMED;
 use crate::apply::{Control, Displaced, content_of, seek_trashed};
 use crate::disk::Dir;
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted};
+use crate::model::{Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted, listed};
 use crate::peer::Sought;
 use crate::plan::Side as _;
 use crate::scan::{Indexed, Scanned, Store};
@@ -59,11 +59,7 @@ impl Source for Old<'_> {
             }
             let fd = match self.found.get().and_then(|found| found.get(digest)) {
                 Some(Place::Trash(displaced)) => displaced.open(self.control),
-                Some(Place::Tree(path)) => {
-                    let (parent, name) = path.split();
-                    let parent = TreePath::new(parent).unwrap_or_default();
-                    self.tree.open(&parent).and_then(|dir| dir.open_file(name))
-                }
+                Some(Place::Tree(path)) => self.tree.open_file_at(path),
                 None => {
                     let sought = self.sought.as_ref().and_then(|dir| open_sought(dir, digest).ok());
                     let kept = || self.keep.as_ref().and_then(|keep| open_kept(keep, digest, *size));
@@ -165,9 +161,7 @@ pub(in crate::agent::source) fn gone_text(
     retention: &Retention,
     mirrors: &str,
 ) -> String {
-    let named: Vec<String> = gone.iter().take(NAMED).map(TreePath::to_string).collect();
-    let more = gone.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let named = listed(gone.iter(), NAMED, ", ");
     let why = match retention {
         Retention { generations: 0, .. } => "keep = 0: nothing is kept for rollbacks".to_owned(),
         r => format!(
@@ -176,9 +170,8 @@ pub(in crate::agent::source) fn gone_text(
         ),
     };
     format!(
-        "{name} cannot be rolled back to {to}: the content of {} files is gone: {}{more} ({why}). Nothing was changed; \
+        "{name} cannot be rolled back to {to}: the content of {} files is gone: {named} ({why}). Nothing was changed; \
          mirrors: {mirrors}",
-        gone.len(),
-        named.join(", ")
+        gone.len()
     )
 }

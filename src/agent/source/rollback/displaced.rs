@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::super::engine::{Engine, Session};
+use super::NAMED;
 use crate::agent::unpublished::unpublished;
 use crate::error::{Class, Error, Result};
-use crate::model::TreePath;
+use crate::model::{TreePath, listed};
 use crate::plan::{Diff, Options, Side};
 use crate::scan::{OldTree, Published, ROOT_ID, Scanned};
 
@@ -35,14 +36,11 @@ impl Engine {
         let displaced = unpublished(diff)?.bytes.min(written.bytes);
         let most = self.trash_keep().bytes;
         if displaced > most {
-            let named: Vec<String> = written.paths.iter().take(20).map(TreePath::to_string).collect();
-            let more = written.paths.len().saturating_sub(named.len());
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let named = listed(written.paths.iter(), NAMED, ", ");
             let what = format!(
                 "{} has {displaced} bytes that were never published and would be lost, because the trash takes {most} bytes \
-                 (keep-bytes): {}{more}; nothing was changed. Save them elsewhere, have them published, or raise keep-bytes",
+                 (keep-bytes): {named}; nothing was changed. Save them elsewhere, have them published, or raise keep-bytes",
                 self.name(),
-                named.join(", "),
             );
             return Err(Error::new(Class::Refused, what));
         }

@@ -3,7 +3,7 @@
 use super::super::retain::Retention;
 use super::NAMED;
 use crate::error::PathError;
-use crate::model::{GenId, NodeId};
+use crate::model::{GenId, NodeId, listed};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -57,10 +57,7 @@ pub(super) fn unfinished(errors: &[PathError]) -> String {
 }
 
 fn named(errors: &[PathError]) -> String {
-    let named: Vec<String> = errors.iter().take(NAMED).map(|e| format!("{}: {}", e.path, e.error)).collect();
-    let more = errors.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", named.join("; "))
+    listed(errors.iter().map(|e| format!("{}: {}", e.path, e.error)), NAMED, "; ")
 }
 
 pub(super) fn counts(a: &RollbackAnswer) -> String {
