@@ -172,10 +172,16 @@ impl Cluster {
         self.scratch.digest(self.tree(node))
     }
 
-    /// Waits until `mirror` says that it has all, and proves it: equal content, nothing staged, no lag.
+    /// Waits until `mirror` has what was written so far, and proves it: equal content, nothing staged, no lag.
+    ///
+    /// What says so is `syncagent wait`, whose source looks first: the states alone are still those of before
+    /// when the kernel has not told of a write yet.
     #[track_caller]
     pub fn assert_converges(&self, source: &Agent, mirror: &Agent, nodes: (&str, &str)) {
+        let logs = || [source, mirror].map(Agent::log_tail).join("\n");
         let mut last = (Value::Null, Value::Null);
+        let waited = source.order(&["wait", "t", "--node", nodes.1, "--timeout", "30s"]);
+        assert_eq!(waited.code, 0, "{waited:?}\n{}", logs());
         let equal = || {
             let (s, m) = (source.tree(), mirror.tree());
             let (own, other) = (&s["nodes"][0], &m["nodes"][0]);
@@ -187,10 +193,7 @@ impl Cluster {
             last = (s, m);
             done
         };
-        if !eventually(equal) {
-            let logs = [source, mirror].map(Agent::log_tail);
-            panic!("no convergence:\n{:#}\n{:#}\n{}\n{}", last.0, last.1, logs[0], logs[1]);
-        }
+        assert!(eventually(equal), "no convergence:\n{:#}\n{:#}\n{}", last.0, last.1, logs());
         assert_eq!(self.digest(nodes.0), self.digest(nodes.1));
         for left in ["stage", "stage.old", "stage.done", "unplaced", "partial", "journal"] {
             let path = self.tree(nodes.1).join(".syncagent").join(left);
