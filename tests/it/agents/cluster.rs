@@ -180,8 +180,13 @@ impl Cluster {
     pub fn assert_converges(&self, source: &Agent, mirror: &Agent, nodes: (&str, &str)) {
         let logs = || [source, mirror].map(Agent::log_tail).join("\n");
         let mut last = (Value::Null, Value::Null);
-        let waited = source.order(&["wait", "t", "--node", nodes.1, "--timeout", "30s"]);
-        assert_eq!(waited.code, 0, "{waited:?}\n{}", logs());
+        let mut waited = None;
+        let has_all = || {
+            // one that never came up yet is unknown, which is an error
+            let ran = source.order(&["wait", "t", "--node", nodes.1, "--timeout", "30s"]);
+            waited.insert(ran).code == 0
+        };
+        assert!(eventually(has_all), "{waited:?}\n{}", logs());
         let equal = || {
             let (s, m) = (source.tree(), mirror.tree());
             let (own, other) = (&s["nodes"][0], &m["nodes"][0]);
