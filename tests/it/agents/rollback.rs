@@ -266,7 +266,7 @@ fn killed_during_a_rollback_what_was_never_published_is_in_the_tree_or_in_the_tr
             assert!(there || kept.iter().any(|t| t == text.as_bytes()), "{text} is lost\n{}", a.log_tail());
         }
     }
-    assert!(a.log_text().contains("finished what was under way"), "no kill hit a commit");
+    assert!(a.log_text().contains("finished what was under way"), "no kill hit a commit:\n{}", a.log_text());
 }
 
 #[test]
