@@ -129,6 +129,10 @@ impl Engine {
         if self.is_superseded() {
             return refused(format!("{name} publishes nothing at present; see `syncagent status`"));
         }
+        let paused = self.tree.shared().orders.paused.as_ref().map(|by| by.who.clone());
+        if let Some(who) = paused {
+            return refused(format!("{name} is paused by {who}; syncagent resume {name} first"));
+        }
         if self.may_not_publish() && !self.is_held_by_rollback() {
             return refused(format!("{name} is held; nothing is published while it is"));
         }
