@@ -129,7 +129,9 @@ impl Engine {
     pub(super) fn drop_mark(&self) -> Result<Option<String>> {
         let Some(control) = &self.control else {
             let cannot = || format!("read .syncagent/{MARK}");
-            return match self.tree.root_handle()?.open_child(CONTROL_DIR) {
+            // while the tree is being opened: `reconcile_mark` follows
+            let Ok(root) = self.tree.root_handle() else { return Ok(None) };
+            return match root.open_child(CONTROL_DIR) {
                 Ok(control) => Ok(read(&control)?.map(|marked| marked.id)),
                 Err(Errno::NOENT) => Ok(None),
                 Err(e) => Err(e).context(cannot),
