@@ -113,6 +113,10 @@ pub(super) struct Orders {
     pub(super) hold: Option<Held>,
     /// The last hold that ended well, and what came of it: who asks again after a restart is told.
     pub(super) ended: Option<(String, String)>,
+    /// The tree is marked with the hold of this id, which is over: the mark could not be removed, for the tree could not be
+    /// written to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) void_mark: Option<String>,
     /// Of a mirror.
     pub(super) rolled_back: Option<RolledBack>,
 }

@@ -156,10 +156,7 @@ impl TreeState {
     pub fn set_pending(&self, pending: Option<&Pending>) -> Result<()> {
         match pending {
             Some(pending) => self.write("pending.json", pending),
-            None => match self.dir.unlink(b"pending.json") {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-                Err(e) => Err(e).context(|| format!("remove {}", escaped(&self.file("pending.json")))),
-            },
+            None => self.remove("pending.json"),
         }
     }
 
@@ -167,6 +164,19 @@ impl TreeState {
     pub(super) fn read<T: serde::de::DeserializeOwned>(&self, name: &str) -> Option<T> {
         let text = std::fs::read(self.file(name)).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    /// Removes a file of this tree, durably. One that is not there is none to remove.
+    ///
+    /// # Errors
+    /// The operating system's; the file may be there still, or again after a power cut.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let removed = match self.dir.unlink(name.as_bytes()) {
+            Ok(()) => self.dir.sync(),
+            Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(e) => Err(e),
+        };
+        removed.context(|| format!("remove {}", escaped(&self.file(name))))
     }
 
     /// Writes a JSON file of this tree, atomically and durably.

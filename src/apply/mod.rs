@@ -29,4 +29,5 @@ pub use recall::{Amount, Found, TrashPart, Trashed, empty_trash, find_trashed, t
 pub(crate) use recall::{Displaced, content_of, seek_trashed};
 pub use stage::{Dropped, StageCounters, Staged, Stager, discard_partial, discard_stage, is_undecided};
 pub use swap::{Swap, check_swap, recover_swap};
+pub(crate) use trash::trash_bytes;
 pub use trash::{Keep, next_number, prune};

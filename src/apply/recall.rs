@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use copy::{attributes, copy};
 
-use super::trash::{DRIFT, TRASH, TREE, numbers};
+use super::trash::{DRIFT, TRASH, TREE, drop_empty, noted, numbers};
 use crate::disk::{Dir, FileKind, Stat, remove_tree, stat_fd, tree_size};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Digest, Mtime, Name, TreePath};
@@ -92,6 +92,14 @@ fn open_part(trash: &Dir, commit: u64, part: TrashPart) -> Option<Dir> {
     trash.open_child(commit.to_string().as_bytes()).and_then(|at| at.open_child(part.dir())).ok()
 }
 
+/// When `commit` displaced what is in `root`: as it noted it, else the directory's ctime.
+fn date(trash: &Dir, commit: u64, root: &Dir) -> Sys<Mtime> {
+    match trash.open_child(commit.to_string().as_bytes()).ok().and_then(|home| noted(&home)) {
+        Some(at) => Ok(at),
+        None => Ok(root.stat_self()?.id.ctime),
+    }
+}
+
 /// Calls `each` with every file and link in the trash of `control` (an open `.syncagent`): the newest commit first, then
 /// by path. Directories are not named: most were made only to hold what lies in them. Ends when `each` says false.
 ///
@@ -102,11 +110,11 @@ pub fn trashed(control: &Dir, each: &mut dyn FnMut(Trashed) -> bool) -> Result<(
     for commit in numbers(&trash).context(|| "list the trash".into())? {
         for part in PARTS {
             let Some(root) = open_part(&trash, commit, part) else { continue };
-            let Ok(own) = root.stat_self() else { continue };
+            let Ok(at) = date(&trash, commit, &root) else { continue };
             let mut of = |path: TreePath, stat: &Stat| {
                 let link = stat.kind == FileKind::Link;
                 let size = if link { 0 } else { stat.size };
-                each(Trashed { commit, part, at: own.id.ctime, path, size, link })
+                each(Trashed { commit, part, at, path, size, link })
             };
             if !walk(&root, &mut of).context(|| format!("list what commit {commit} displaced"))? {
                 return Ok(());
@@ -377,7 +385,7 @@ pub fn empty_trash(control: &Dir, before: Option<Mtime>, dry_run: bool) -> Resul
         for part in PARTS {
             let Some(root) = open_part(&trash, commit, part) else { continue };
             let cannot = || format!("empty what commit {commit} displaced");
-            let at = root.stat_self().context(cannot)?.id.ctime;
+            let at = date(&trash, commit, &root).context(cannot)?;
             if before.is_some_and(|before| at >= before) {
                 continue;
             }
@@ -390,8 +398,7 @@ pub fn empty_trash(control: &Dir, before: Option<Mtime>, dry_run: bool) -> Resul
             sum.bytes += bytes;
         }
         if !dry_run {
-            // fails, as it should, where something is left
-            let _ = trash.rmdir(commit.to_string().as_bytes());
+            drop_empty(&trash, commit);
         }
     }
     Ok(sum)

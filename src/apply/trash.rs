@@ -1,18 +1,22 @@
 //! What commits displaced: `.syncagent/trash/N/tree/PATH`, with N the commit's number, and
 //! `N/drift/PATH` for what is nowhere else: what was not expected there, and what is in no published state. Generations
 //! go when there are too many; drift goes only when the byte budget is exceeded, or after very many commits.
+//!
+//! `N/at` is a symbolic link whose target says when the commit was: it comes into being in one step with what it says, and
+//! nothing changes that later, as `chown -R` does the times of the directories.
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::control::Control;
-use crate::disk::{Dir, remove_tree, tree_size};
+use crate::disk::{Dir, now, remove_tree, tree_size};
 use crate::error::{Context as _, Result};
-use crate::model::TreePath;
+use crate::model::{Mtime, TreePath};
 
 pub(super) const TRASH: &[u8] = b"trash";
 pub(super) const TREE: &[u8] = b"tree";
 pub(super) const DRIFT: &[u8] = b"drift";
+const AT: &[u8] = b"at";
 
 /// Commits whose drift is kept. Each of them is looked at with every commit, so there must be a bound.
 const DRIFTS: usize = 1_000;
@@ -45,7 +49,31 @@ pub fn next_number(control: &Control, marker_seq: u64) -> Result<u64> {
 fn generation(control: &Control, seq: u64) -> Result<Dir> {
     let cannot = || format!("make the trash of {}", control.shown());
     let trash = control.dir.ensure_dir(TRASH, 0o700).context(cannot)?;
-    trash.ensure_dir(seq.to_string().as_bytes(), 0o700).context(cannot)
+    let home = trash.ensure_dir(seq.to_string().as_bytes(), 0o700).context(cannot)?;
+    let at = now();
+    // there already from an earlier attempt at this very commit; without one the directories' times must do
+    let _ = home.symlink(format!("{}.{:09}", at.sec, at.nsec).as_bytes(), AT);
+    Ok(home)
+}
+
+/// When the commit was that displaced what is in `home` (`trash/N`), where that was noted.
+pub(super) fn noted(home: &Dir) -> Option<Mtime> {
+    let text = String::from_utf8(home.read_link(AT).ok()?).ok()?;
+    let (sec, nsec) = text.split_once('.')?;
+    let nsec = nsec.parse().ok().filter(|nsec| *nsec < 1_000_000_000)?;
+    Some(Mtime { sec: sec.parse().ok()?, nsec })
+}
+
+/// Removes `trash/N` when nothing that was displaced is left in it.
+pub(super) fn drop_empty(trash: &Dir, seq: u64) {
+    let name = seq.to_string();
+    if let Ok(home) = trash.open_child(name.as_bytes())
+        && [TREE, DRIFT].iter().all(|part| matches!(home.stat(*part), Err(Errno::NOENT)))
+    {
+        let _ = home.unlink(AT);
+        // fails, as it should, where something else is in it
+        let _ = trash.rmdir(name.as_bytes());
+    }
 }
 
 /// Moves a directory into the trash as generation `seq`, or as the next one that is free.
@@ -153,6 +181,28 @@ pub(super) fn numbers(trash: &Dir) -> rustix::io::Result<Vec<u64>> {
     Ok(out)
 }
 
+/// Bytes in the trash of `control` (an open `.syncagent`).
+///
+/// # Errors
+/// The operating system's.
+pub(crate) fn trash_bytes(control: &Dir) -> rustix::io::Result<u64> {
+    match control.open_child(TRASH) {
+        Ok(trash) => bytes_in(&trash),
+        Err(Errno::NOENT) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// What says when a commit was is not counted: it was nobody's.
+fn bytes_in(trash: &Dir) -> rustix::io::Result<u64> {
+    let note = |seq: u64| {
+        let home = trash.open_child(seq.to_string().as_bytes());
+        home.and_then(|home| home.stat(AT)).map_or(0, |stat| stat.size)
+    };
+    let notes: u64 = numbers(trash)?.into_iter().map(note).sum();
+    Ok(tree_size(trash)?.1.saturating_sub(notes))
+}
+
 /// Removes what is too old or too much: generations beyond `keep.generations`, then the oldest ones until
 /// the rest fits the budget, then the oldest drift. Of drift only the newest 1,000 commits' is kept.
 ///
@@ -183,7 +233,7 @@ pub fn prune(control: &Control, keep: Keep) -> Result<()> {
             }
         }
     }
-    let mut total = tree_size(&trash).context(cannot)?.1;
+    let mut total = bytes_in(&trash).context(cannot)?;
     for part in [TREE, DRIFT] {
         for seq in all.iter().rev() {
             if total > keep.bytes {
@@ -194,9 +244,8 @@ pub fn prune(control: &Control, keep: Keep) -> Result<()> {
             }
         }
     }
-    for seq in &all {
-        // fails, as it should, where something is left
-        let _ = trash.rmdir(seq.to_string().as_bytes());
+    for seq in all {
+        drop_empty(&trash, seq);
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ enum What {
     },
     /// Free it.
     Empty {
-        /// Only what was displaced longer ago than this ("30d", "12h").
+        /// Only what was displaced longer ago than this ("720h", "12h").
         #[arg(long, value_name = "DURATION")]
         older_than: Option<Span>,
         /// Do it; without this it is only said how much that would be.

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::row::{DirRow, StatHash};
-use super::walk::{Dirent, Kid, Scan, State};
+use super::state::{Dirent, Kid, State};
+use super::walk::Scan;
 use crate::disk::now;
 use crate::error::Result;
 use crate::error::lock;

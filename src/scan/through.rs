@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use super::walk::{Dirent, Job, Kid, Scan, State, owner_of};
+use super::spec::owner_of;
+use super::state::{Dirent, Job, Kid, State};
+use super::walk::Scan;
 use crate::disk::{Dir, FileKind, FsClass, Stat};
 use crate::error::Result;
 use crate::error::lock;

@@ -1152,7 +1152,9 @@ fn trash(s: &Scratch) -> Vec<(String, String)> {
     let top = s.dst().join(".syncagent/trash");
     let mut out = Vec::new();
     for e in walkdir::WalkDir::new(&top).into_iter().flatten() {
-        if e.file_type().is_file() || e.file_type().is_symlink() {
+        // what says when the commit was is none of it
+        let displaced = e.depth() > 2;
+        if displaced && (e.file_type().is_file() || e.file_type().is_symlink()) {
             let path = e.path().strip_prefix(&top).unwrap().display().to_string();
             let text = match std::fs::read_link(e.path()) {
                 Ok(target) => target.display().to_string(),

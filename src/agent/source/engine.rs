@@ -256,13 +256,13 @@ impl Engine {
                 if recovered.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }
-                self.resume_rollback(recovered)?;
+                let own_high = HighWater::open(&control.dir, HIGH)?;
+                self.resume_rollback(recovered, own_high.get())?;
                 // what a rollback had staged that was never decided
                 discard_stage(&control)?;
                 self.tree.seek.clean(&control.dir)?;
                 let applied = control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
                 self.high.raise(applied.map_or_else(GenId::default, |(id, _)| id))?;
-                let own_high = HighWater::open(&control.dir, HIGH)?;
                 self.control = Some(control.dir);
                 (Some(own_high), lock)
             }

@@ -215,9 +215,10 @@ impl Engine {
         if !self.is_held_by_rollback() {
             return Ok(());
         }
-        self.drop_mark()?;
+        let void = self.drop_mark()?;
         self.tree.order(|orders| {
             orders.hold.take_if(|hold| hold.id == ROLLBACK);
+            orders.void_mark = void;
             Ok(())
         })
     }
@@ -243,11 +244,10 @@ impl Engine {
     fn not_begun(&self, id: &str) -> Result<String> {
         let before = self.tree.shared().orders.hold.as_ref().filter(|h| h.id == id).map(|h| h.before.clone());
         let Some(before) = before else { return Ok(format!("{} is not held for that", self.name())) };
-        if before.is_none() {
-            self.drop_mark()?;
-        }
+        let void = if before.is_none() { self.drop_mark()? } else { None };
         self.tree.order(|orders| {
             orders.hold = before.clone().map(|before| *before);
+            orders.void_mark = void;
             Ok(())
         })?;
         self.set_mark();
@@ -259,11 +259,11 @@ impl Engine {
 
     fn release(&self, who: &str) -> Result<String> {
         let mut was = None;
-        if self.tree.shared().orders.hold.is_some() {
-            self.drop_mark()?;
-        }
+        let is_held = self.tree.shared().orders.hold.is_some();
+        let void = if is_held { self.drop_mark()? } else { None };
         self.tree.order(|orders| {
             was = orders.hold.take();
+            orders.void_mark = void;
             let none = || Error::new(Class::Config, format!("nobody holds {}", self.name()));
             was.as_ref().map(|_| ()).ok_or_else(none)
         })?;
@@ -379,11 +379,13 @@ impl Engine {
             Ok(said) => said.clone(),
             Err(e) => e.to_string(),
         };
-        if let Err(e) = self.drop_mark() {
+        let void = self.drop_mark().unwrap_or_else(|e| {
             // the next start finds it, and holds the tree once more: better than once too little
             tracing::warn!(tree = self.name(), "{e}");
-        }
+            None
+        });
         let done = self.tree.order(|orders| {
+            orders.void_mark = void;
             let id = orders.hold.take().map(|h| h.id).unwrap_or_default();
             orders.ended = answer.is_ok().then_some((id, said.clone()));
             Ok(())

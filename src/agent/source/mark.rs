@@ -2,7 +2,8 @@
 //! written must not be published because nobody remembers the job.
 //!
 //! The mark is set after the hold is written down and before the command begins, and is taken away before the hold is
-//! struck out. So a mark without a hold means one thing only: the record of the hold was lost.
+//! struck out. So a mark without a hold means one thing only: the record of the hold was lost. Where the tree cannot be
+//! written to, and the mark stays, what strikes the hold out notes whose mark is void.
 
 use std::io::Read as _;
 
@@ -13,8 +14,9 @@ use super::hold::is_rollback;
 use crate::agent::orders::{Held, Phase, Process};
 use crate::disk::{Dir, wall_ms, write_atomic};
 use crate::error::{Context as _, Error, Result};
+use crate::plan::CONTROL_DIR;
 
-pub(super) const MARK: &str = "hold";
+const MARK: &str = "hold";
 /// A mark is short.
 const MAX: u64 = 64 << 10;
 const LOST: &str = "the state directory was lost while this job held the tree, and nobody knows how it ended";
@@ -49,19 +51,42 @@ impl Engine {
     pub(super) fn reconcile_mark(&self) -> Result<()> {
         let Some(control) = &self.control else { return Ok(()) };
         let marked = read(control)?;
-        let hold = self.tree.shared().orders.hold.as_ref().map(|h| h.id.clone());
+        let (hold, void) = {
+            let orders = &self.tree.shared().orders;
+            (orders.hold.as_ref().map(|h| h.id.clone()), orders.void_mark.clone())
+        };
         match (marked, hold) {
-            (None, None) => Ok(()),
-            (Some(marked), Some(id)) if marked.id == id => Ok(()),
+            (None, None) => {}
+            (Some(marked), Some(id)) if marked.id == id => {}
             // of a version that knew no mark, or the tree's own directory was lost
-            (_, Some(_)) => {
-                self.set_mark();
-                Ok(())
+            (_, Some(_)) => self.set_mark(),
+            // its rollback was finished by this start, or it ended when the tree could not be written to
+            (Some(marked), None)
+                if self.rolled && is_rollback(&marked) || void.as_ref() == Some(&marked.id) =>
+            {
+                self.drop_mark()?;
             }
-            // its rollback was finished by this start
-            (Some(marked), None) if self.rolled && is_rollback(&marked) => self.drop_mark(),
-            (Some(marked), None) => self.adopt(marked),
+            (Some(marked), None) => self.adopt(marked)?,
         }
+        if void.is_none() {
+            return Ok(());
+        }
+        self.tree.order(|orders| {
+            orders.void_mark = None;
+            Ok(())
+        })
+    }
+
+    /// Whether the control directory of a tree that cannot be written to tells of a hold that nobody remembers.
+    ///
+    /// # Errors
+    /// The mark cannot be read.
+    pub(super) fn is_marked(&self, control: &Dir) -> Result<bool> {
+        let (held, void) = {
+            let orders = &self.tree.shared().orders;
+            (orders.hold.is_some(), orders.void_mark.clone())
+        };
+        Ok(!held && read(control)?.is_some_and(|marked| Some(marked.id) != void))
     }
 
     /// Nobody remembers the hold that the tree is marked with.
@@ -96,17 +121,28 @@ impl Engine {
         }
     }
 
-    /// Takes the mark away.
+    /// Takes the mark away. Where the tree cannot be written to, gives whose mark stays: that goes into
+    /// [`Orders::void_mark`](crate::agent::orders::Orders) together with the end of the hold.
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn drop_mark(&self) -> Result<()> {
-        let Some(control) = &self.control else { return Ok(()) };
+    pub(super) fn drop_mark(&self) -> Result<Option<String>> {
+        let Some(control) = &self.control else {
+            let cannot = || format!("read .syncagent/{MARK}");
+            // while the tree is being opened: `reconcile_mark` follows
+            let Ok(root) = self.tree.root_handle() else { return Ok(None) };
+            return match root.open_child(CONTROL_DIR) {
+                Ok(control) => Ok(read(&control)?.map(|marked| marked.id)),
+                Err(Errno::NOENT) => Ok(None),
+                Err(e) => Err(e).context(cannot),
+            };
+        };
         let cannot = || format!("remove .syncagent/{MARK}");
         match control.unlink(MARK.as_bytes()) {
             Ok(()) => control.sync().context(cannot),
             Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e).context(cannot),
-        }
+        }?;
+        Ok(None)
     }
 }

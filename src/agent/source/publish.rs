@@ -36,7 +36,7 @@ impl Engine {
         }
         let head = self.tree.head.borrow().clone();
         if head.is_some_and(|h| h.root == scanned.root && h.id >= self.high.get()) {
-            self.forget_rollback();
+            self.forget_rollback()?;
             return Ok(Published::Unchanged);
         }
         if self.is_held() || self.is_unclear(scanned)? {
@@ -100,7 +100,10 @@ impl Engine {
         if let (Some(refresher), Some(changed)) = (self.tree.refresher.get(), changed) {
             refresher.applied(id, changed)?;
         }
-        self.forget_rollback();
+        if let Err(e) = self.forget_rollback() {
+            // what was planned against an older generation counts no more
+            tracing::warn!(tree = self.name(), "{e}");
+        }
         tracing::info!(
             tree = self.name(),
             generation = %id,

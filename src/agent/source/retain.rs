@@ -26,15 +26,14 @@ use store::{Used, count, each_kept, put};
 pub(super) use store::{drop_if_damaged, drop_kept, is_kept, open_kept};
 
 use super::{SourceTree, lock};
-use crate::apply::{Keep, write_all};
-use crate::disk::{Dir, FileKind, remove_tree, stat_fd, tree_size};
+use crate::apply::{Keep, trash_bytes, write_all};
+use crate::disk::{Dir, FileKind, remove_tree, stat_fd};
 use crate::error::{Context as _, Error, Result};
 use crate::model::{Digest, GenId, Generation, Node, TreePath};
 use crate::plan::CONTROL_DIR;
 use crate::scan::{Store, hash_fd, read_full, with_buffer};
 
 pub(super) const KEEP: &[u8] = b"keep";
-const TRASH: &[u8] = b"trash";
 /// Files that are taken in one pass; more are taken in the next one. A bound on memory.
 const PASS: usize = 100_000;
 /// What no generation needs is looked for so often at most, and so many times its duration apart.
@@ -275,8 +274,7 @@ impl Keeper {
             return;
         }
         // what is not there is empty
-        let trash =
-            control.open_child(TRASH).and_then(|trash| tree_size(&trash)).map_or(0, |(_, bytes)| bytes);
+        let trash = trash_bytes(control).unwrap_or(0);
         if trash != self.trash {
             self.trash = trash;
             self.swept = None;

@@ -11,18 +11,19 @@ mod contents;
 mod displaced;
 mod order;
 mod publish;
+mod record;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
 use contents::Old;
 pub(super) use contents::gone_text;
 pub use order::{RollbackAnswer, RollbackOrder};
 use order::{counts, partly};
+use record::Phase;
+pub(super) use record::Rolling;
 
 use super::engine::{Engine, Gated, Session};
 use super::publish::Published;
@@ -30,13 +31,11 @@ use super::retain::KEEP;
 use super::seek::SOUGHT;
 use crate::apply::{Control, Journal, discard_stage, is_undecided, prune};
 use crate::error::{Class, Error, Result};
-use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, Root, TreePath};
+use crate::model::{Cause, Digest, GenId, Generation, Node, NodeId, Object, TreePath};
 use crate::peer::Sought;
 use crate::plan::{Counted, Diff, Facts, Op, Options, PlanId, Tally, count, judge};
 use crate::scan::{Objects, OldTree, Only, ROOT_ID, Scanned};
 
-/// A rollback that is under way, in the state directory.
-pub(super) const FILE: &str = "rollback.json";
 /// Paths that a message names.
 const NAMED: usize = 20;
 
@@ -59,28 +58,6 @@ pub(super) struct Again {
     pub(super) sought: HashMap<Digest, NodeId>,
     /// What it was planned against before.
     pub(super) head: Option<GenId>,
-}
-
-/// A rollback on its way; written down before anything changes, so that the start after a crash knows what it publishes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Rolling {
-    to: GenId,
-    root: Root,
-    /// The approved plan.
-    approved: Option<String>,
-    #[serde(default)]
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum Phase {
-    /// Nothing in the tree was changed.
-    #[default]
-    Begun,
-    /// Its journal may have been written.
-    Staged,
-    /// All of it is in place.
-    Done,
 }
 
 impl Engine {
@@ -128,6 +105,10 @@ impl Engine {
         }
         if self.is_superseded() {
             return refused(format!("{name} publishes nothing at present; see `syncagent status`"));
+        }
+        let paused = self.tree.shared().orders.paused.as_ref().map(|by| by.who.clone());
+        if let Some(who) = paused {
+            return refused(format!("{name} is paused by {who}; syncagent resume {name} first"));
         }
         if self.may_not_publish() && !self.is_held_by_rollback() {
             return refused(format!("{name} is held; nothing is published while it is"));
@@ -223,10 +204,11 @@ impl Engine {
             root: target.root.clone(),
             approved: approved.map(|p| p.to_string()),
             phase: Phase::Begun,
+            against: Some(head),
+            before: None,
         };
-        self.tree.state.write(FILE, &rolling)?;
-        let before = self.rolling.replace(rolling);
-        let was_rolled = std::mem::replace(&mut self.rolled, false);
+        let (before, was_rolled) = (self.rolling.clone(), self.rolled);
+        self.begin_record(rolling)?;
         let steps = answer.created + answer.updated + answer.attrs + answer.moved + answer.deleted;
         let mut seq = None;
         let mut touched = BTreeSet::new();
@@ -249,7 +231,10 @@ impl Engine {
             if !done.errors.is_empty() {
                 self.tree.retain.trash_changed();
                 self.came_partly(target.id, &done.errors)?;
-                self.forget_rollback();
+                if let Err(e) = self.forget_rollback() {
+                    // the next start holds the tree for it once more
+                    tracing::warn!(tree = name, "{e}");
+                }
                 s.be_thorough();
                 let what = format!(
                     "{}; {name} is held now. When the cause is gone: syncagent rollback {name} --to {}. What was displaced is \
@@ -313,23 +298,6 @@ impl Engine {
             "rolled back"
         );
         Ok(Tried::Done(Box::new(answer)))
-    }
-
-    /// A rollback came to nothing: what was known of one before it counts again.
-    fn back_to(&mut self, before: Option<Rolling>, rolled: bool) -> Result<()> {
-        self.forget_rollback();
-        if let Some(before) = before {
-            self.tree.state.write(FILE, &before)?;
-            (self.rolling, self.rolled) = (Some(before), rolled);
-        }
-        Ok(())
-    }
-
-    /// Writes down how far it is.
-    fn enter(&mut self, phase: Phase) -> Result<()> {
-        let Some(rolling) = &mut self.rolling else { return Ok(()) };
-        rolling.phase = phase;
-        self.tree.state.write(FILE, rolling)
     }
 
     /// The generation to go back to.

@@ -132,3 +132,36 @@ fn only_what_is_older_is_freed() {
     assert_eq!(empty_trash(&control, None, false).unwrap(), counted);
     assert_eq!(fs::read_dir(at.path().join(".syncagent/trash")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_commit_is_dated_by_what_it_noted_and_without_that_by_its_directory() {
+    let (at, _root, control) = tree();
+    let old = Mtime { sec: 1_000_000_000, nsec: 5 };
+    symlink("1000000000.000000005", at.path().join(".syncagent/trash/3/at")).unwrap();
+    let dates = || {
+        let mut seen = std::collections::BTreeMap::new();
+        trashed(&control, &mut |t| {
+            seen.insert(t.commit, t.at);
+            true
+        })
+        .unwrap();
+        (seen[&3], seen[&5])
+    };
+    let (_, drift) = dates();
+    assert_eq!(dates().0, old);
+    assert!(drift > old);
+    // nothing later than it is of use
+    fs::remove_file(at.path().join(".syncagent/trash/3/at")).unwrap();
+    symlink("yesterday", at.path().join(".syncagent/trash/3/at")).unwrap();
+    assert!(dates().0 > old);
+    fs::remove_file(at.path().join(".syncagent/trash/3/at")).unwrap();
+    symlink("1000000000.000000005", at.path().join(".syncagent/trash/3/at")).unwrap();
+    // as chown -R does: the directory has another ctime
+    fs::set_permissions(at.path().join(".syncagent/trash/3/tree"), fs::Permissions::from_mode(0o750))
+        .unwrap();
+    let before = Some(Mtime { sec: old.sec + 1, nsec: 0 });
+    assert_eq!(dates().0, old);
+    assert_eq!(empty_trash(&control, before, false).unwrap().files, 3);
+    assert!(!at.path().join(".syncagent/trash/3").exists());
+    assert!(at.path().join(".syncagent/trash/5").exists());
+}

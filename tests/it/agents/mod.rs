@@ -15,6 +15,7 @@ mod public;
 mod refresh;
 mod rollback;
 mod rollback_faults;
+mod rollback_records;
 mod seek;
 mod trash;
 mod truth;

@@ -533,6 +533,26 @@ fn a_mirror_rolls_nothing_back_and_a_held_source_neither() {
 }
 
 #[test]
+fn a_rollback_of_a_paused_tree_is_refused_and_says_who_paused_it() {
+    let c = Cluster::local();
+    let (a, first, second) = two_generations(&c, "");
+    let before = snapshot(&c.tree("a"));
+    a.order(&["pause", "t"]).code(0);
+    let who = a.own()["paused"]["who"].as_str().unwrap().to_owned();
+    for words in
+        [&["rollback", "t"][..], &["rollback", "t", "--dry-run"], &["rollback", "t", "--to", &id(&first)]]
+    {
+        let ran = a.order(words).code(4);
+        assert!(ran.err.contains(&format!("paused by {who}")), "{ran:?}");
+        assert!(ran.err.contains("syncagent resume t first"), "{ran:?}");
+    }
+    assert_same(&snapshot(&c.tree("a")), &before);
+    assert_eq!(a.tree()["head"], second);
+    a.order(&["resume", "t"]).code(0);
+    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
+}
+
+#[test]
 fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
     let c = Cluster::local();
     c.source("a", "keep = 50\n");

@@ -187,8 +187,28 @@ fn a_synced_directory_is_given_by_its_path() {
         .args(["trash", dst.to_str().unwrap(), "empty", "--yes"])
         .output();
     assert_eq!(Ran::from(held.unwrap()).code, 6);
+    // dated by what the commit noted, which no chown changes
+    let at = std::fs::read_dir(s.dst().join(".syncagent/trash"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path()
+        .join("at");
+    let noted: f64 = std::fs::read_link(&at).unwrap().to_str().unwrap().parse().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!(noted <= now && noted > now - 600.0, "{noted} {now}");
+    assert!(trash(&["empty", "--older-than", "24h", "--yes"]).code(0).out.contains("0 files"));
+    std::fs::remove_file(&at).unwrap();
+    std::os::unix::fs::symlink("1000000000.000000000", &at).unwrap();
+    let text = trash(&["list"]).code(0).out;
+    assert!(text.lines().all(|line| line.contains("2001-09-09T01:46:40Z")), "{text}");
+    trash(&["empty", "--older-than", "24h", "--yes"]).code(0);
+    assert!(!at.parent().unwrap().exists());
+    s.write("src/x", "three");
+    s.sync(["-q"]).code(0);
     trash(&["empty", "--yes"]).code(0);
-    assert!(!s.dst().join(".syncagent/trash/1").exists());
+    assert_eq!(std::fs::read_dir(s.dst().join(".syncagent/trash")).unwrap().count(), 0);
     let none = run(&["trash", s.src().to_str().unwrap(), "list"]).code(2);
     assert!(none.err.contains("no tree of syncagent"), "{none:?}");
 }

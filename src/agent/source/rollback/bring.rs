@@ -3,8 +3,8 @@
 use super::super::engine::{Engine, Session};
 use super::super::retain::drop_kept;
 use super::super::seek::open_sought;
-use super::Phase;
 use super::contents::Old;
+use super::record::Phase;
 use crate::apply::{Committed, Control, Dropped, StageCounters, Stager, commit, discard_stage, next_number};
 use crate::error::{Class, Error, Result};
 use crate::model::{Node, TreePath};

@@ -6,10 +6,10 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::super::engine::{Engine, Gated, Session};
-use super::super::mark::MARK;
 use super::super::publish::Published;
 use super::order::unfinished;
-use super::{FILE, Phase, Rolling, partly};
+use super::partly;
+use super::record::{FILE, Phase, Rolling};
 use crate::apply::{Committed, Journal};
 use crate::disk::Dir;
 use crate::error::{Class, Context as _, Error, PathError, Result};
@@ -60,10 +60,19 @@ impl Engine {
         Ok(published)
     }
 
-    /// After the start: `recovered` is what was decided before the crash, and carried out now.
-    pub(in crate::agent::source) fn resume_rollback(&mut self, recovered: Option<Committed>) -> Result<()> {
-        self.rolling = self.tree.state.read(FILE);
+    /// After the start: `recovered` is what was decided before the crash, and carried out now; `own` the newest generation
+    /// by the tree's own word.
+    pub(in crate::agent::source) fn resume_rollback(
+        &mut self,
+        recovered: Option<Committed>,
+        own: GenId,
+    ) -> Result<()> {
+        self.rolling = self.resumed(own)?;
         self.rolled = false;
+        if self.rolling.is_none() {
+            // what only began, and what is over
+            self.tree.state.remove(FILE)?;
+        }
         match (&self.rolling, recovered) {
             (rolling, Some(done)) if !done.errors.is_empty() => {
                 match rolling {
@@ -71,7 +80,7 @@ impl Engine {
                     // the state directory was lost, or it was a mirror before
                     None => self.hold_by_rollback("a commit", unfinished(&done.errors))?,
                 }
-                self.forget_rollback();
+                self.forget_rollback()?;
             }
             (Some(rolling), recovered) if recovered.is_some() || rolling.phase == Phase::Done => {
                 self.rolled = true;
@@ -79,23 +88,17 @@ impl Engine {
                 self.end_hold_by_rollback()?;
             }
             // it was decided, or not, and nobody knows how it ended
-            (Some(rolling), _) if rolling.phase == Phase::Staged => {}
-            (Some(_), _) => self.forget_rollback(),
-            (None, _) => {}
+            (Some(_), _) | (None, _) => {}
         }
         Ok(())
     }
 
     /// The tree cannot be written to now: nothing may be published of what was under way, and of what is held.
     pub(in crate::agent::source) fn check_nothing_is_under_way(&self, root: &Dir, why: &str) -> Result<()> {
-        let rolling = self.tree.state.read::<Rolling>(FILE);
-        let rolls = rolling.is_some_and(|rolling| rolling.phase == Phase::Staged);
+        let rolls = self.resumed(GenId::default())?.is_some_and(|rolling| rolling.phase == Phase::Staged);
         let cannot = || "look for what was under way in .syncagent".to_owned();
         let (commits, held) = match root.open_child(CONTROL_DIR) {
-            Ok(control) => {
-                let held = self.tree.shared().orders.hold.is_none() && control.stat(MARK).is_ok();
-                (Journal::pending(&control)?.is_some(), held)
-            }
+            Ok(control) => (Journal::pending(&control)?.is_some(), self.is_marked(&control)?),
             Err(Errno::NOENT) => (false, false),
             Err(e) => return Err(e).context(cannot),
         };
@@ -123,7 +126,7 @@ impl Engine {
         }
         if self.is_publishing_hold() {
             // a job that came later says that all is whole
-            self.forget_rollback();
+            self.forget_rollback()?;
             return Ok(false);
         }
         let why = format!(
@@ -131,7 +134,7 @@ impl Engine {
             rolling.to
         );
         self.hold_by_rollback(&format!("rollback to {}", rolling.to), why)?;
-        self.forget_rollback();
+        self.forget_rollback()?;
         Ok(true)
     }
 
@@ -146,13 +149,5 @@ impl Engine {
     pub(in crate::agent::source) fn rollback_to(&self, scanned: &Scanned) -> Option<Cause> {
         let rolling = self.rolling.as_ref().filter(|_| self.rolled_back(scanned, None))?;
         Some(Cause::Rollback { to: rolling.to })
-    }
-
-    /// It is published, or something else is, or it came to nothing.
-    pub(in crate::agent::source) fn forget_rollback(&mut self) {
-        self.rolled = false;
-        if self.rolling.take().is_some() {
-            let _ = std::fs::remove_file(self.tree.state.file(FILE));
-        }
     }
 }
