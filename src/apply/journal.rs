@@ -5,7 +5,7 @@
 //! says that the commit never began; with it every record can be carried out any number of times.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek as _, Write as _};
+use std::io::{BufRead as _, BufReader, BufWriter, Read, Seek as _, Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -175,19 +175,56 @@ impl Journal {
         }
     }
 
+    /// Whether there is none, or one whose writing was cut off, so that nothing can have been done by it. Of a damaged one
+    /// nobody knows; damage of a length that leads beyond the end of the file looks like a cut.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn was_never_whole(control: &Dir) -> Result<bool> {
+        let file = match control.open_file(NAME.as_bytes()) {
+            Ok(fd) => File::from(fd),
+            Err(rustix::io::Errno::NOENT) => return Ok(true),
+            Err(e) => return Err(e).context(|| "open the journal".into()),
+        };
+        let mut ended = false;
+        let whole = Self { file }.read(&mut |record| {
+            ended = matches!(record, Record::End { .. });
+            Ok(())
+        });
+        match whole {
+            Ok(whole) => Ok(!whole || !ended),
+            Err(e) if e.source.is_some() => Err(e),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Calls `f` for every record, in the order written.
     pub(crate) fn each(&mut self, f: &mut dyn FnMut(Record) -> Result<()>) -> Result<()> {
+        match self.read(f)? {
+            true => Ok(()),
+            false => Err(Error::integrity("the journal is cut short")),
+        }
+    }
+
+    /// The same; `false` when it ends within a record.
+    fn read(&mut self, f: &mut dyn FnMut(Record) -> Result<()>) -> Result<bool> {
         self.file.rewind().context(|| "read the journal".into())?;
         let mut input = BufReader::with_capacity(256 * 1024, &self.file);
         let mut magic = [0; 8];
-        if !fill(&mut input, &mut magic)? || magic != *MAGIC {
+        if !fill(&mut input, &mut magic)? {
+            return Ok(false);
+        }
+        if magic != *MAGIC {
             return Err(Error::integrity("the journal has no header"));
         }
         let mut payload = Vec::new();
         for number in 0.. {
             let mut length = [0; 4];
-            if !fill(&mut input, &mut length)? {
+            if input.fill_buf().context(|| "read the journal".into())?.is_empty() {
                 break;
+            }
+            if !fill(&mut input, &mut length)? {
+                return Ok(false);
             }
             let length = u32::from_le_bytes(length) as usize;
             let mut check = [0; 8];
@@ -196,7 +233,7 @@ impl Journal {
             }
             payload.resize(length, 0);
             if !fill(&mut input, &mut payload)? || !fill(&mut input, &mut check)? {
-                return Err(Error::integrity("the journal is cut short"));
+                return Ok(false);
             }
             if check != sum(number, &payload) {
                 return Err(Error::integrity("the journal is damaged: checksum"));
@@ -205,7 +242,7 @@ impl Journal {
                 .map_err(|e| Error::integrity(format!("the journal is damaged: {e}")))?;
             f(record)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// An error when there is a journal that was decided and not carried out: it must not be lost.
@@ -311,12 +348,14 @@ mod tests {
             let dir = Dir::open_root(tmp.path()).unwrap();
             let bytes = write(&dir, &records);
             let mut back = Vec::new();
+            prop_assert!(!Journal::was_never_whole(&dir).unwrap());
             let mut journal = Journal::pending(&dir).unwrap().unwrap();
             journal.each(&mut |r| { back.push(r); Ok(()) }).unwrap();
             prop_assert_eq!(back.pop(), Some(Record::End { records: records.len() as u64 }));
             prop_assert_eq!(back, records);
             rewrite(&dir, &bytes[..at.index(bytes.len())]);
             prop_assert!(Journal::pending(&dir).unwrap().is_none());
+            prop_assert!(Journal::was_never_whole(&dir).unwrap());
         }
 
         #[test]

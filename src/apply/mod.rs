@@ -27,7 +27,9 @@ pub(crate) use file::write_all;
 pub use journal::Journal;
 pub use recall::{Amount, Found, TrashPart, Trashed, empty_trash, find_trashed, trashed};
 pub(crate) use recall::{Displaced, content_of, seek_trashed};
-pub use stage::{Dropped, StageCounters, Staged, Stager, discard_partial, discard_stage, is_undecided};
+pub use stage::{
+    Dropped, StageCounters, Staged, Stager, discard_partial, discard_stage, is_undecided, was_never_decided,
+};
 pub use swap::{Swap, check_swap, recover_swap};
 pub(crate) use trash::trash_bytes;
 pub use trash::{Keep, next_number, prune};

@@ -19,7 +19,7 @@ use super::{Inbox, Order, SourceTree, lock};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::agent::target::{Target, recover_source};
 use crate::agent::{paths, pin};
-use crate::apply::{Keep, Pin, discard_stage};
+use crate::apply::{Keep, Pin, discard_stage, was_never_decided};
 use crate::disk::{Dir, HighWater, Lock, MountId, OwnerPolicy, Owners};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Cause, GenId, Generation, State, TreePath, escaped};
@@ -251,13 +251,14 @@ impl Engine {
         let index = Index::open(&self.tree.state.file("source.db"))?;
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
             Ok(Target { control: Some(control), lock, .. }) => {
+                let undecided = was_never_decided(&control)?;
                 // it may have been a mirror before
                 let recovered = recover_source(&control, &index, self.trash_keep())?;
                 if recovered.is_some() {
                     tracing::info!(tree = self.name(), "finished what was under way");
                 }
                 let own_high = HighWater::open(&control.dir, HIGH)?;
-                self.resume_rollback(recovered, own_high.get())?;
+                self.resume_rollback(recovered, undecided, own_high.get())?;
                 // what a rollback had staged that was never decided
                 discard_stage(&control)?;
                 self.tree.seek.clean(&control.dir)?;

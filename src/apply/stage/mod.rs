@@ -349,6 +349,14 @@ pub fn is_undecided(control: &Control) -> Result<bool> {
     Ok(Journal::pending(&control.dir)?.is_none() && control.stage_home().stat(STAGE).is_ok())
 }
 
+/// Whether a crash cut off a commit before it was decided: it is all still staged, and its journal was never whole.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn was_never_decided(control: &Control) -> Result<bool> {
+    Ok(control.stage_home().stat(STAGE).is_ok() && Journal::was_never_whole(&control.dir)?)
+}
+
 /// Removes what was staged for a commit that was never decided.
 ///
 /// # Errors

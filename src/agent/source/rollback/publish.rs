@@ -60,18 +60,22 @@ impl Engine {
         Ok(published)
     }
 
-    /// After the start: `recovered` is what was decided before the crash, and carried out now; `own` the newest generation
-    /// by the tree's own word.
+    /// After the start: `recovered` is what was decided before the crash, and carried out now; `undecided` whether something
+    /// was staged by which nothing was done; `own` the newest generation by the tree's own word.
     pub(in crate::agent::source) fn resume_rollback(
         &mut self,
         recovered: Option<Committed>,
+        undecided: bool,
         own: GenId,
     ) -> Result<()> {
-        self.rolling = self.resumed(own)?;
+        self.rolling = self.resumed(own, undecided)?;
         self.rolled = false;
-        if self.rolling.is_none() {
+        match &self.rolling {
             // what only began, and what is over
-            self.tree.state.remove(FILE)?;
+            None => self.tree.state.remove(FILE)?,
+            // what tells that the later one did nothing is removed next
+            Some(before) if undecided => self.tree.state.write(FILE, before)?,
+            Some(_) => {}
         }
         match (&self.rolling, recovered) {
             (rolling, Some(done)) if !done.errors.is_empty() => {
@@ -95,7 +99,8 @@ impl Engine {
 
     /// The tree cannot be written to now: nothing may be published of what was under way, and of what is held.
     pub(in crate::agent::source) fn check_nothing_is_under_way(&self, root: &Dir, why: &str) -> Result<()> {
-        let rolls = self.resumed(GenId::default())?.is_some_and(|rolling| rolling.phase == Phase::Staged);
+        let rolls =
+            self.resumed(GenId::default(), false)?.is_some_and(|rolling| rolling.phase == Phase::Staged);
         let cannot = || "look for what was under way in .syncagent".to_owned();
         let (commits, held) = match root.open_child(CONTROL_DIR) {
             Ok(control) => (Journal::pending(&control)?.is_some(), self.is_marked(&control)?),

@@ -25,7 +25,7 @@ pub(in crate::agent::source) struct Rolling {
     /// The newest generation when it was planned; `None` in the record of a version that did not say.
     #[serde(default)]
     pub(super) against: Option<GenId>,
-    /// The rollback before it, as long as this one has changed nothing and that one is neither published nor given up.
+    /// The rollback before it, as long as this one may have changed nothing and that one is neither published nor given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<Box<Rolling>>,
 }
@@ -42,14 +42,16 @@ pub(super) enum Phase {
 }
 
 impl Rolling {
-    /// What still counts of it at a start, `newest` being the newest generation that this tree ever published.
-    pub(super) fn resumed(self, newest: GenId) -> Option<Self> {
+    /// What still counts of it at a start, `newest` being the newest generation that this tree ever published, and
+    /// `undecided` whether it is known of what was staged last that nothing was done by it.
+    pub(super) fn resumed(self, newest: GenId, undecided: bool) -> Option<Self> {
         if self.against.is_some_and(|against| newest > against) {
             // whatever is in the tree now, it came after this
             return None;
         }
         match self.phase {
-            Phase::Begun => self.before?.resumed(newest),
+            Phase::Begun => self.before?.resumed(newest, false),
+            Phase::Staged if undecided => self.before?.resumed(newest, false),
             Phase::Staged | Phase::Done => Some(self),
         }
     }
@@ -61,10 +63,10 @@ impl Engine {
     ///
     /// # Errors
     /// The generations cannot be read.
-    pub(super) fn resumed(&self, own: GenId) -> Result<Option<Rolling>> {
+    pub(super) fn resumed(&self, own: GenId, undecided: bool) -> Result<Option<Rolling>> {
         let Some(written) = self.tree.state.read::<Rolling>(FILE) else { return Ok(None) };
         let stored = self.tree.store.newest()?.map(|g| g.id).unwrap_or_default();
-        Ok(written.resumed(own.max(stored)))
+        Ok(written.resumed(own.max(stored), undecided))
     }
 
     /// Writes a new one down; what is known of the one before it stays in it until this one changes something.
@@ -81,8 +83,10 @@ impl Engine {
     pub(super) fn enter(&mut self, phase: Phase) -> Result<()> {
         let Some(rolling) = &mut self.rolling else { return Ok(()) };
         rolling.phase = phase;
-        // the tree is not any more what that one left
-        rolling.before = None;
+        if phase == Phase::Done {
+            // the tree is not any more what that one left
+            rolling.before = None;
+        }
         self.tree.state.write(FILE, rolling)
     }
 
@@ -123,15 +127,15 @@ mod tests {
     fn a_record_counts_until_something_newer_is_published() {
         for phase in [Phase::Staged, Phase::Done] {
             let written = rolling(phase, Some(id(4)));
-            assert_eq!(written.clone().resumed(id(4)), Some(written.clone()));
+            assert_eq!(written.clone().resumed(id(4), false), Some(written.clone()));
             // the generations were lost: that proves nothing
-            assert_eq!(written.clone().resumed(GenId::default()), Some(written.clone()));
-            assert_eq!(written.clone().resumed(id(5)), None);
-            assert_eq!(written.resumed(GenId { epoch: 2, number: 1 }), None);
+            assert_eq!(written.clone().resumed(GenId::default(), false), Some(written.clone()));
+            assert_eq!(written.clone().resumed(id(5), false), None);
+            assert_eq!(written.resumed(GenId { epoch: 2, number: 1 }, false), None);
             let old = rolling(phase, None);
-            assert_eq!(old.clone().resumed(id(5)), Some(old));
+            assert_eq!(old.clone().resumed(id(5), false), Some(old));
         }
-        assert_eq!(rolling(Phase::Begun, Some(id(4))).resumed(id(4)), None);
+        assert_eq!(rolling(Phase::Begun, Some(id(4))).resumed(id(4), false), None);
     }
 
     #[test]
@@ -139,8 +143,18 @@ mod tests {
         let unresolved = rolling(Phase::Staged, Some(id(4)));
         let begun =
             Rolling { before: Some(Box::new(unresolved.clone())), ..rolling(Phase::Begun, Some(id(4))) };
-        assert_eq!(begun.clone().resumed(id(4)), Some(unresolved));
-        assert_eq!(begun.resumed(id(5)), None);
+        assert_eq!(begun.clone().resumed(id(4), false), Some(unresolved));
+        assert_eq!(begun.resumed(id(5), false), None);
+    }
+
+    #[test]
+    fn one_by_which_nothing_was_done_counts_as_one_that_only_began() {
+        let later = rolling(Phase::Staged, Some(id(4)));
+        assert_eq!(later.clone().resumed(id(4), true), None);
+        let unresolved = Rolling { to: id(2), ..later.clone() };
+        let later = Rolling { before: Some(Box::new(unresolved.clone())), ..later };
+        assert_eq!(later.clone().resumed(id(4), true), Some(unresolved));
+        assert_eq!(later.clone().resumed(id(4), false), Some(later));
     }
 
     #[test]
