@@ -487,6 +487,10 @@ impl Role for FailedTree {
         false
     }
 
+    fn has_looked(&self, _token: u64) -> bool {
+        true
+    }
+
     fn refresher(&self) -> Option<Arc<Refresher>> {
         None
     }

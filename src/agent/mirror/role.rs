@@ -73,6 +73,12 @@ impl Role for MirrorTree {
         self.shared().answered >= token
     }
 
+    fn has_looked(&self, token: u64) -> bool {
+        let shared = self.shared();
+        // a source that cannot be reached is asked again when it is
+        shared.answered >= token || !shared.connected && shared.contact.report(boot_ms()).is_some()
+    }
+
     fn refresher(&self) -> Option<Arc<Refresher>> {
         self.refresher.get().cloned()
     }

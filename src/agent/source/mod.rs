@@ -120,6 +120,8 @@ struct Shared {
     orders: Orders,
     /// Flushes asked for, and those that are done.
     flush: (u64, u64),
+    /// The newest of them that a full scan covers, whatever could be published of it.
+    looked: u64,
 }
 
 impl SourceTree {
@@ -184,6 +186,7 @@ impl SourceTree {
                 orders,
                 // above every token of the agent before this one
                 flush: (now.0, 0),
+                looked: 0,
             }),
             ordering: Mutex::new(()),
             keeping: Mutex::new(()),
@@ -384,6 +387,11 @@ impl Role for SourceTree {
 
     fn is_flushed(&self, token: u64) -> bool {
         self.shared().flush.1 >= token
+    }
+
+    fn has_looked(&self, token: u64) -> bool {
+        let shared = self.shared();
+        shared.looked >= token || shared.state == State::Failed || self.thread_has_ended()
     }
 
     fn refresher(&self) -> Option<Arc<Refresher>> {
