@@ -1,15 +1,16 @@
 //! `syncagent config check|show|example|systemd`.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::exit::Exit;
 use super::options::ConfigCommand;
 use super::{output_failed, sandbox};
-use crate::config::{Config, EXAMPLE, Problem, Severity, Tree};
+use crate::config::{Config, EXAMPLE, Parsed, Problem, Severity, Tree, socket_of};
 use crate::disk::OwnerPolicy;
 use crate::error::{Class, Error, Result};
 use crate::model::escaped;
+use crate::serve::listens;
 
 pub(super) fn run(command: &ConfigCommand) -> Result<Exit> {
     let text = match command {
@@ -45,6 +46,46 @@ pub(super) fn run(command: &ConfigCommand) -> Result<Exit> {
 /// # Errors
 /// [`Class::Config`]: the file cannot be read.
 pub(super) fn load(file: &Path) -> Result<Option<Config>> {
+    let (_, mut parsed) = read(file)?;
+    parsed.problems.extend(parsed.config.iter().flat_map(unknown_owners));
+    name(file, &parsed.problems);
+    Ok(parsed.config)
+}
+
+/// The socket of the agent that runs by `file`. What was written there since, with a mistake, is no matter of the agent that
+/// runs: it is asked where it most likely is, and the mistake only mentioned.
+///
+/// # Errors
+/// [`Class::Config`]: the file cannot be read, or has errors and no agent is there.
+pub(super) fn socket(file: &Path) -> Result<PathBuf> {
+    let (text, parsed) = read(file)?;
+    if let Some(config) = &parsed.config {
+        let owners = unknown_owners(config);
+        name(file, &parsed.problems.into_iter().chain(owners).collect::<Vec<_>>());
+        return Ok(config.listen.socket.clone());
+    }
+    let socket = socket_of(&text);
+    if !listens(&socket) {
+        name(file, &parsed.problems);
+        let what = "the configuration has errors; the agent's socket can also be given with --socket";
+        return Err(Error::new(Class::Config, what));
+    }
+    let mut errors = parsed.problems.iter().filter(|p| p.severity == Severity::Error);
+    let first = errors.next().map(|p| format!("{}: {p}", place(file, p))).unwrap_or_default();
+    let more = match errors.count() {
+        0 => String::new(),
+        n => format!(" (and {n} more)"),
+    };
+    // a closed standard error must not change what is said by the exit code
+    let _ = writeln!(
+        std::io::stderr(),
+        "syncagent: warning: {first}{more}; the agent on {} is asked all the same, see `syncagent config check`",
+        escaped(&socket)
+    );
+    Ok(socket)
+}
+
+fn read(file: &Path) -> Result<(String, Parsed)> {
     let shown = escaped(file);
     let text = std::fs::read_to_string(file).map_err(|e| Error {
         class: Class::Config,
@@ -53,15 +94,23 @@ pub(super) fn load(file: &Path) -> Result<Option<Config>> {
         ),
         source: Some(e),
     })?;
-    let mut parsed = Config::parse(&text);
-    parsed.problems.extend(parsed.config.iter().flat_map(unknown_owners));
+    let parsed = Config::parse(&text);
+    Ok((text, parsed))
+}
+
+/// Names problems on standard error, a line each.
+fn name(file: &Path, problems: &[Problem]) {
     let mut err = std::io::stderr().lock();
-    for problem in &parsed.problems {
-        let place = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+    for problem in problems {
         // a closed standard error must not change what is said by the exit code
-        let _ = writeln!(err, "{shown}{place}: {problem}");
+        let _ = writeln!(err, "{}: {problem}", place(file, problem));
     }
-    Ok(parsed.config)
+}
+
+/// `FILE:LINE`.
+fn place(file: &Path, problem: &Problem) -> String {
+    let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
+    format!("{}{line}", escaped(file))
 }
 
 /// Owners that this host does not know: only a warning, the file may be meant for another host.

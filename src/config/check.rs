@@ -50,6 +50,14 @@ pub(super) fn parse(text: &str) -> Parsed {
     Parsed { config: config.filter(|_| sound), problems }
 }
 
+/// What a text has as `listen.socket`, whatever else is wrong with it.
+pub(super) fn socket_of(text: &str) -> PathBuf {
+    let (doc, _) = DeTable::parse_recoverable(text);
+    let problems = Problems::new(text);
+    let socket = Table::root(doc.get_ref(), &problems).section("listen").read("socket", value::socket);
+    socket.unwrap_or_else(|| PathBuf::from(super::SOCKET))
+}
+
 fn config(root: &Table<'_>) -> Option<Config> {
     root.known("");
     let node = node(&root.section("node"));

@@ -425,3 +425,44 @@ fn a_node_that_was_just_heard_is_waited_for_also_after_a_crash() {
     let ran = a.order(&["wait", "t", "--timeout", "500ms"]).code(7);
     assert!(ran.out.contains("b: not heard for"), "{ran:?}");
 }
+
+#[test]
+fn a_mistake_in_the_configuration_keeps_nobody_from_the_agent_that_runs() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    let path = c.config_path("a");
+    let (sound, config) = (std::fs::read_to_string(&path).unwrap(), path.to_str().unwrap());
+    for wrong in ["bogus = 1\nsettle-max = \"x\"\n", "[tree.u\n"] {
+        std::fs::write(&path, format!("{sound}{wrong}")).unwrap();
+        for words in [
+            &["status"][..],
+            &["wait", "t"],
+            &["pause", "t"],
+            &["resume", "t"],
+            &["drain"],
+            &["undrain"],
+            &["history", "t"],
+        ] {
+            let ran = run(&[words, &["--config", config]].concat()).code(0);
+            assert_eq!(ran.err.lines().count(), 1, "{words:?}: {ran:?}");
+            let socket = a.socket.display().to_string();
+            for part in ["syncagent: warning: ", config, &socket, "config check"] {
+                assert!(ran.err.contains(part), "{words:?}: {ran:?}");
+            }
+        }
+        let ran = run(&["hold", "t", "--config", config, "--", "true"]).code(0);
+        assert!(ran.err.starts_with("syncagent: warning: "), "{ran:?}");
+    }
+    std::fs::write(&path, format!("{sound}bogus = 1\nsettle-max = \"x\"\n")).unwrap();
+    assert!(run(&["status", "--config", config]).err.contains("(and 1 more)"));
+    // where no agent is, the mistakes are what there is to say
+    a.stop();
+    let ran = run(&["status", "--config", config]).code(2);
+    assert_eq!(ran.err.lines().count(), 3, "{ran:?}");
+    assert!(
+        ran.err.contains("tree.t.bogus: there is no such key") && ran.err.contains("--socket"),
+        "{ran:?}"
+    );
+    assert_eq!(run(&["hold", "t", "--config", config, "--", "true"]).code, 125);
+}
