@@ -160,6 +160,16 @@ pub struct Hold {
     pub for_ms: u64,
     /// It failed or died, and why; the tree stays held until the next one that succeeds, or a release.
     pub failed: Option<String>,
+    /// Milliseconds since it failed; `None` while it has not, or where that was not written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_for_ms: Option<u64>,
+}
+
+impl Hold {
+    /// Milliseconds since it is as it is: since it failed, otherwise since it began.
+    pub fn since_ms(&self) -> u64 {
+        self.failed_for_ms.unwrap_or(self.for_ms)
+    }
 }
 
 /// A published generation.

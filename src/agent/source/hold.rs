@@ -131,6 +131,7 @@ impl Engine {
             at_ms: wall_ms(),
             process,
             phase: Phase::Running,
+            failed_at_ms: None,
             before: None,
         };
         let (name, command) = (self.name().to_owned(), held.command.clone());
@@ -159,12 +160,11 @@ impl Engine {
                 let what = format!("{name} is held already, by {}, for {}", other.who, other.command);
                 return Err(Error::new(Class::Busy, what));
             }
-            let before = orders.hold.take().map(|before| {
-                let phase = match before.phase {
-                    Phase::Running => Phase::Failed(DIED.into()),
-                    phase => phase,
-                };
-                Box::new(Held { phase, before: None, ..before })
+            let before = orders.hold.take().map(|mut before| {
+                if before.phase == Phase::Running {
+                    before.fails(DIED);
+                }
+                Box::new(Held { before: None, ..before })
             });
             orders.hold = Some(Held { before, ..held });
             Ok(())
@@ -191,6 +191,7 @@ impl Engine {
                 at_ms: wall_ms(),
                 process: Process { pid: 0, started: 0 },
                 phase: Phase::Failed(why),
+                failed_at_ms: None,
                 before: None,
             };
             match &mut orders.hold {
@@ -226,7 +227,7 @@ impl Engine {
         let mut failed = false;
         let done = self.tree.order(|orders| {
             if let Some(hold) = orders.hold.as_mut().filter(|h| h.id == id && h.phase == Phase::Running) {
-                hold.phase = Phase::Failed(why.to_owned());
+                hold.fails(why);
                 failed = true;
             }
             Ok(())

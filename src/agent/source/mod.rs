@@ -275,7 +275,8 @@ impl Role for SourceTree {
             _ if hold.is_some() => State::Held,
             state => state,
         };
-        let failed_hold = hold.and_then(|h| h.show(wall).failed).map(|why| model::Trouble {
+        let failed_hold = hold.map(|h| h.show(wall)).and_then(|h| Some((h.failed.clone()?, h.since_ms())));
+        let failed_hold = failed_hold.map(|(why, for_ms)| model::Trouble {
             what: format!(
                 "held, because {why}; nothing is published until {} or `syncagent hold {} --release`",
                 if shared.orders.hold.as_ref().is_some_and(hold::is_rollback) {
@@ -285,7 +286,7 @@ impl Role for SourceTree {
                 },
                 self.config.name
             ),
-            for_ms: 0,
+            for_ms,
         });
         let unpublished = shared.unpublished_since.is_some();
         let published = head.as_ref().map(|g| g.id);

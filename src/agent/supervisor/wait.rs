@@ -275,7 +275,13 @@ mod tests {
         assert_eq!(unpublished(&status, false), "the source is still looking for what was written");
         assert_eq!(unpublished(&status, true), "not all that was written is published: it settles");
         // what keeps everything back is so before the look is over
-        let hold = crate::model::Hold { who: "x".into(), command: "job".into(), for_ms: 1, failed: None };
+        let hold = crate::model::Hold {
+            who: "x".into(),
+            command: "job".into(),
+            for_ms: 1,
+            failed: None,
+            failed_for_ms: None,
+        };
         let held = TreeStatus { hold: Some(hold), ..status };
         assert!(unpublished(&held, false).contains("held for job"));
     }

@@ -74,7 +74,11 @@ fn headline(tree: &TreeStatus) -> String {
     match (tree.head, tree.head_age_ms) {
         (Some(head), Some(age)) => line += &format!("  generation {head}, {} old", duration(age)),
         (Some(head), None) => line += &format!("  generation {head}"),
-        (None, _) => line += "  no generation yet",
+        (None, _) => match tree.nodes.first().and_then(|own| own.applied.max(own.generation)) {
+            // a mirror whose source was not heard since the start
+            Some(has) => line += &format!("  generation {has} in place, the newest is not known yet"),
+            None => line += "  no generation yet",
+        },
     }
     if let Some(files) = tree.files {
         line += &format!("  {}", count(files, "file"));
@@ -101,7 +105,7 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
         say(2, format!("! locked by {}", shown(holder)));
     }
     if let Some(hold) = &tree.hold {
-        let (who, command, age) = (shown(&hold.who), shown(&hold.command), duration(hold.for_ms));
+        let (who, command, age) = (shown(&hold.who), shown(&hold.command), duration(hold.since_ms()));
         match &hold.failed {
             None => say(2, format!("! held by {who} for {age}, until this command ends: {command}")),
             Some(why) => {
@@ -126,10 +130,8 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
         );
         say(BELOW, format!("syncagent approve {} {}", word(&tree.name), word(&plan.id)));
     }
-    // a tree that just starts does not know yet
-    let starts = tree.nodes.iter().any(|n| n.node == status.node && n.state == State::Starting);
-    if !tree.watch.native && (tree.watch.reason.is_some() || !starts) {
-        let why = tree.watch.reason.as_deref().unwrap_or("no reason given");
+    // without a reason it is not known yet, or the tree is not open: what keeps it so is said elsewhere
+    if let Some(why) = tree.watch.reason.as_ref().filter(|_| !tree.watch.native) {
         say(2, format!("! changes are found by scanning, not by events: {}", shown(why)));
     }
     if tree.held_count > 0 {

@@ -97,6 +97,8 @@ fn a_command_that_fails_leaves_the_tree_held_until_the_next_that_succeeds() {
     let failed = a.tree()["hold"]["failed"].as_str().unwrap().to_owned();
     assert!(failed.contains("exit code 42"), "{failed}");
     assert!(a.own()["error"]["what"].as_str().unwrap().contains("--release"), "{}", a.own());
+    let held = a.tree()["hold"].clone();
+    assert!(held["failed_for_ms"].as_u64().unwrap() <= held["for_ms"].as_u64().unwrap(), "{held}");
     // it stays so over a restart
     a.stop();
     let a = c.start("a");
@@ -113,9 +115,16 @@ fn a_hold_whose_process_is_killed_has_failed_and_a_release_ends_it() {
     let (c, a, _b) = pair("settle = \"0s\"\n", "");
     let before = number(&a);
     let mut job = hold_until(&c, &a, "true");
+    // long enough to tell the two times apart
+    until("some time", || a.tree()["hold"]["for_ms"].as_u64() >= Some(700));
+    assert!(a.tree()["hold"].get("failed_for_ms").is_none());
     job.kill().unwrap();
     job.wait().unwrap();
     until("the failure", || a.tree()["hold"]["failed"].is_string());
+    let held = a.tree()["hold"].clone();
+    assert!(held["for_ms"].as_u64().unwrap() >= held["failed_for_ms"].as_u64().unwrap() + 600, "{held}");
+    let text = run(&["status", "--socket", a.socket.to_str().unwrap()]).out;
+    assert!(text.contains(" failed, ") && !text.contains("scanning"), "{text}");
     flush(&a).code(7);
     assert_eq!(number(&a), before);
     let ran = a.order(&["hold", "t", "--release"]).code(0);

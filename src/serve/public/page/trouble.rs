@@ -84,7 +84,7 @@ fn of_tree(tree: &TreeStatus, add: &mut Add<'_>) {
                     Grade::Bad,
                     name(),
                     format!("held, nothing is published: {how} (by {})", hold.who),
-                    Some(hold.for_ms),
+                    Some(hold.since_ms()),
                 );
             }
             None => {
