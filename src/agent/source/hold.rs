@@ -11,7 +11,7 @@ use crate::agent::orders::{Held, Phase, Process};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::disk::{process_end, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::Cause;
+use crate::model::{Cause, counted, counted_as};
 use crate::scan::Scanned;
 
 /// Whether it is a rollback that keeps the tree back, and no job.
@@ -338,8 +338,8 @@ impl Engine {
                 let named: Vec<String> =
                     scanned.errors.iter().take(NAMED).map(|e| format!("{} ({})", e.path, e.error)).collect();
                 let what = format!(
-                    "published as generation {head}, but for {} paths that cannot be read: {}",
-                    scanned.errors.len(),
+                    "published as generation {head}, but for {} that cannot be read: {}",
+                    counted(scanned.errors.len(), "path"),
                     named.join(", ")
                 );
                 Err(Error::new(Class::Permanent, what))
@@ -348,8 +348,8 @@ impl Engine {
                 let named: Vec<String> =
                     scanned.held.iter().take(NAMED).map(|(path, why)| format!("{path} ({why})")).collect();
                 let what = format!(
-                    "published as generation {head}, but for {} files that are not finished: {}",
-                    scanned.held.len(),
+                    "published as generation {head}, but for {} not finished: {}",
+                    counted_as(scanned.held.len(), "file", ("that is", "that are")),
                     named.join(", ")
                 );
                 Err(Error::new(Class::Permanent, what))

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Agent, lock};
 use crate::config::{Allow, Role as RoleConfig};
 use crate::error::{Class, Error, Result};
-use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, TreeStatus};
+use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, TreeStatus, counted_as};
 
 /// The state in memory is looked at so often.
 const LOOK: Duration = Duration::from_millis(20);
@@ -222,7 +222,7 @@ fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
     } else if let Some(error) = &node.error {
         format!("{}; has {which}", error.what)
     } else if node.drift > 0 {
-        format!("{} paths were edited there", node.drift)
+        format!("{} edited there", counted_as(node.drift, "path", ("was", "were")))
     } else if has && refresh.is_none_or(|r| r.state == RefreshState::Idle) {
         // edits that nobody has judged yet, or a connection that is just made
         let doing = if node.state == State::Starting { "it starts, and " } else { "" };

@@ -56,7 +56,9 @@ pub(super) fn troubles(status: &Status) -> Vec<Trouble> {
     if let Some(days) = status.certificate_days_left.filter(|days| *days < EXPIRES) {
         let (grade, what) = match days {
             ..0 => (Grade::Bad, "the certificate has expired".to_owned()),
-            days => (Grade::Warn, format!("the certificate expires in {days} days")),
+            days => {
+                (Grade::Warn, format!("the certificate expires in {}", count(days.unsigned_abs(), "day")))
+            }
         };
         add(grade, status.node.to_string(), what, None);
     }

@@ -131,12 +131,12 @@ fn drift_drains_only_where_that_is_configured_which_a_reload_takes_over_at_once(
     assert_eq!(port.check(), "up ready\n");
     c.add("b", "[health]\ndrain-on = [\"drift\"]\n");
     b.signal(Signal::HUP);
-    port.wait_for(503, "t: 1 paths were edited here", &b);
+    port.wait_for(503, "t: 1 path was edited here", &b);
     assert_eq!(port.get("/ha/health?tree=t").status, 503);
-    assert_eq!(port.check(), "ready down #t: 1 paths were edited here\n");
+    assert_eq!(port.check(), "ready down #t: 1 path was edited here\n");
     assert!(port.get("/metrics").body.contains("\nsyncagent_node_healthy 0\n"));
     assert_eq!((port.get("/livez").status, port.get("/readyz").status), (200, 200));
-    until("the source knowing", || a.row("b")["faults"][0] == "t: 1 paths were edited here");
+    until("the source knowing", || a.row("b")["faults"][0] == "t: 1 path was edited here");
     // what a running agent cannot take over is said
     c.edit("b", "public = ", "# public = ");
     b.signal(Signal::HUP);
