@@ -9,7 +9,7 @@ use super::{output_failed, sandbox};
 use crate::config::{Config, EXAMPLE, Parsed, Problem, Severity, Tree, socket_of};
 use crate::disk::OwnerPolicy;
 use crate::error::{Class, Error, Result};
-use crate::model::escaped;
+use crate::model::{counted, escaped};
 use crate::serve::listens;
 
 pub(super) fn run(command: &ConfigCommand) -> Result<Exit> {
@@ -29,9 +29,8 @@ pub(super) fn run(command: &ConfigCommand) -> Result<Exit> {
         },
         ConfigCommand::Check(arg) => match load(&arg.config)? {
             Some(config) => {
-                let count = config.trees.len();
-                let trees = if count == 1 { "tree" } else { "trees" };
-                format!("{}: ok, {count} {trees}\n", escaped(&arg.config))
+                name(&arg.config, &closed_trees(&config));
+                format!("{}: ok, {}\n", escaped(&arg.config), counted(config.trees.len(), "tree"))
             }
             None => return Ok(Exit::Usage),
         },
@@ -124,6 +123,30 @@ fn unknown_owners(config: &Config) -> Vec<Problem> {
             hint: None,
             severity: Severity::Warning,
         })
+    };
+    config.trees.iter().filter_map(warning).collect()
+}
+
+/// Trees whose directory is not there, or cannot be written by who asks: only a warning, the file may be meant for another
+/// host or user.
+fn closed_trees(config: &Config) -> Vec<Problem> {
+    use rustix::fs::{Access, access};
+    let warning = |tree: &Tree| {
+        let shown = escaped(&tree.path);
+        let (what, hint) = match access(&tree.path, Access::WRITE_OK | Access::EXEC_OK) {
+            Ok(()) if tree.path.is_dir() => return None,
+            Ok(()) => (format!("{shown} is no directory"), "name another path"),
+            Err(rustix::io::Errno::NOENT) => (
+                format!("{shown} does not exist"),
+                "make it before the service starts: its sandbox cannot open what is made later",
+            ),
+            Err(e) => (
+                format!("{shown} cannot be written here: {}", std::io::Error::from(e)),
+                "mount it for writing, or mend its rights; for the service see `syncagent config systemd`",
+            ),
+        };
+        let (key, hint) = (format!("tree.{}.path", tree.name), Some(hint.to_owned()));
+        Some(Problem { line: None, key, what, hint, severity: Severity::Warning })
     };
     config.trees.iter().filter_map(warning).collect()
 }

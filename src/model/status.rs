@@ -64,6 +64,9 @@ pub struct TreeStatus {
     pub held_count: u64,
     /// The holder, when another process has the tree's lock.
     pub lock: Option<String>,
+    /// Why the agent could not write the tree when it opened it; `None` when it could, or has not opened it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwritable: Option<String>,
     /// All mirrors together (source) or this node (mirror).
     pub convergence: Option<Convergence>,
     /// Source: a deploy job holds the tree, or one that failed left it so.
@@ -95,6 +98,7 @@ impl TreeStatus {
             held: Vec::new(),
             held_count: 0,
             lock: None,
+            unwritable: None,
             convergence: None,
             hold: None,
             recent: Vec::new(),

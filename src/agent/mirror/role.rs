@@ -24,6 +24,7 @@ impl Role for MirrorTree {
             files: Some(shared.files),
             watch: shared.watch.clone(),
             lock: shared.lock.clone(),
+            unwritable: shared.unwritable.clone(),
             convergence,
             recent: shared.recent.list(now),
             nodes: vec![own],

@@ -117,6 +117,8 @@ struct Shared {
     /// The newest generations.
     recent: Ring,
     lock: Option<String>,
+    /// Why the tree cannot be written.
+    unwritable: Option<String>,
     orders: Orders,
     /// Flushes asked for, and those that are done.
     flush: (u64, u64),
@@ -183,6 +185,7 @@ impl SourceTree {
                 nodes,
                 recent,
                 lock: None,
+                unwritable: None,
                 orders,
                 // above every token of the agent before this one
                 flush: (now.0, 0),
@@ -341,6 +344,7 @@ impl Role for SourceTree {
             held: shared.held.clone(),
             held_count: shared.held_count,
             lock: shared.lock.clone(),
+            unwritable: shared.unwritable.clone(),
             convergence: Some(shared.nodes.convergence(now)),
             hold: shared.orders.hold.as_ref().map(|h| h.show(wall)),
             recent: shared.recent.list(now),

@@ -4,6 +4,7 @@
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table};
 use serde::Serialize;
 
+pub(in crate::cli) use crate::model::counted as count;
 use crate::model::{
     Mark, NodeStatus, Percentiles, RefreshState, RefreshStatus, State, Status, TreeStatus, escape,
 };
@@ -19,6 +20,9 @@ const NOTE_WIDTH: usize = 30;
 
 /// Held paths named; `--json` has more.
 const HELD: usize = 5;
+
+/// What opens the trees for the service.
+const DROP_IN: &str = "syncagent config systemd > /etc/systemd/system/syncagent.service.d/trees.conf";
 
 /// Days before its end from which a certificate is mentioned.
 const CERTIFICATE_DAYS: i64 = 30;
@@ -103,6 +107,11 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
     let mut say = |indent, line| lines.push((indent, line));
     if let Some(holder) = &tree.lock {
         say(2, format!("! locked by {}", shown(holder)));
+    }
+    if let Some(why) = &tree.unwritable {
+        say(2, format!("! the tree cannot be written: {}; where that is the service's sandbox:", shown(why)));
+        say(BELOW, DROP_IN.to_owned());
+        say(BELOW, "systemctl daemon-reload && systemctl restart syncagent".to_owned());
     }
     if let Some(hold) = &tree.hold {
         let (who, command, age) = (shown(&hold.who), shown(&hold.command), duration(hold.since_ms()));
@@ -292,11 +301,6 @@ pub(in crate::cli) fn shown(text: &str) -> String {
 fn word(text: &str) -> String {
     // fails for NUL only, which is escaped
     shlex::try_quote(&shown(text)).map(String::from).unwrap_or_default()
-}
-
-/// `1 file`, `2 files`.
-pub(in crate::cli) fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Milliseconds for people, rounded down: "240 ms", "3.2 s", "42 s", "5 min", "2 h", "3 days".

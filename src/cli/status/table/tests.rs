@@ -201,6 +201,19 @@ fn what_operators_ordered_is_said_with_who_and_since_when() {
 }
 
 #[test]
+fn a_tree_that_cannot_be_written_is_named_with_the_commands() {
+    let mut status = sample();
+    status.trees[1].unwritable = Some("cannot make /opt/x/.syncagent: Read-only file system".into());
+    let text = table(&status, Some("deploy"), None);
+    for said in [
+        "  ! the tree cannot be written: cannot make /opt/x/.syncagent",
+        "\n      syncagent config systemd > /etc",
+    ] {
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
 fn what_is_not_known_yet_is_said_as_that() {
     let mut status = sample();
     let tree = &mut status.trees[1];
