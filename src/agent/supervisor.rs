@@ -58,6 +58,8 @@ pub struct Agent {
     /// When the main loop last went round, boot time in ms.
     heartbeat: Arc<AtomicU64>,
     data: Option<SocketAddr>,
+    /// How the public port shows this agent, where there is one.
+    pictures: Mutex<Option<operate::Pictures>>,
     stop: CancellationToken,
 }
 
@@ -109,6 +111,7 @@ impl Agent {
             limits: Arc::new(health::Limits::new(config.health.clone(), operate::read_drained(&state_dir)?)),
             heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
+            pictures: Mutex::default(),
             state_dir,
             stop,
             config: Mutex::new(config),
@@ -373,6 +376,8 @@ impl Agent {
     /// Ends everything at a consistent point, within 5 s; what hangs on a dead disk is left behind.
     pub async fn stop(&self) {
         self.stop.cancel();
+        // the thread that takes them ends when nobody asks any more
+        *lock(&self.pictures) = None;
         let trees = std::mem::take(&mut *lock(&self.trees));
         let roles: Vec<_> = trees.into_values().map(|t| t.role).collect();
         end(&roles).await;

@@ -98,6 +98,21 @@ fn after_a_start_without_a_source_the_grace_ends() {
 }
 
 #[test]
+fn when_drain_returns_the_ports_say_so() {
+    let (_c, _a, b, port) = pair("", "", "");
+    port.wait_for(200, "ok", &b);
+    for _ in 0..4 {
+        b.order(&["drain"]).code(0);
+        let (health, check) = (port.get("/ha/health"), port.check());
+        assert!(health.status == 503 && health.body.contains("drained by"), "{health:?}");
+        assert!(check.starts_with("drain"), "{check}");
+        b.order(&["undrain"]).code(0);
+        let (health, check) = (port.get("/ha/health"), port.check());
+        assert!(health.status == 200 && check == "up ready\n", "{health:?} {check}");
+    }
+}
+
+#[test]
 fn a_refused_plan_and_a_publication_that_is_refused_drain_nobody() {
     let (c, a, b, port) = pair("", "max-lag = \"1s\"\n", "");
     for d in ["d0", "d1"] {
