@@ -320,7 +320,7 @@ pub struct WaitArgs {
     /// This node [default on a mirror: itself].
     #[arg(long, value_name = "ID")]
     pub node: Option<NodeId>,
-    /// For so long at most.
+    /// For so long at most; the source's look at what was written is waited for in any case, up to 5 s.
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub timeout: Span,
     /// The outcome as JSON.

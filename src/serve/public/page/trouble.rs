@@ -109,6 +109,11 @@ fn of_tree(tree: &TreeStatus, add: &mut Add<'_>) {
     if let Some(reason) = tree.watch.reason.as_ref().filter(|_| !tree.watch.native) {
         add(Grade::Note, name(), format!("changes are looked for by scanning: {reason}"), None);
     }
+    // of a tree that failed it is what its node says
+    let failed = tree.nodes.first().is_some_and(|own| own.state == State::Failed);
+    if let Some(why) = tree.unwritable.as_ref().filter(|_| !failed) {
+        add(Grade::Warn, name(), format!("the tree cannot be written: {why}; see `syncagent status`"), None);
+    }
     if let Some(lock) = &tree.lock {
         add(Grade::Warn, name(), lock.clone(), None);
     }
