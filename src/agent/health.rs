@@ -12,7 +12,7 @@ use super::orders::Ordered;
 use crate::config::{Fault, Health, Tree};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::lock;
-use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State, TreeStatus};
+use crate::model::{Mark, NodeStatus, RefreshState, RoleName, State, TreeStatus, counted, counted_as};
 
 /// A reason is cut here, in characters: it goes into one line of a load balancer's log.
 const LONGEST: usize = 300;
@@ -131,7 +131,7 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> 
                 || refresh.error.is_some() && refresh.state != RefreshState::Idle;
             (failing && refresh.attempts >= health.refresh_failures).then(|| {
                 let said = refresh.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
-                format!("the refresh failed {} times{said}", refresh.attempts)
+                format!("the refresh failed {}{said}", counted(refresh.attempts, "time"))
             })
         }
         Fault::Verify => {
@@ -141,7 +141,9 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> 
                 format!("the server does not see the change{said}")
             })
         }
-        Fault::Drift if own.drift > 0 => Some(format!("{} paths were edited here", own.drift)),
+        Fault::Drift if own.drift > 0 => {
+            Some(format!("{} edited here", counted_as(own.drift, "path", ("was", "were"))))
+        }
         Fault::Drift => (own.state == State::Drift).then(|| format!("edited here{}", said())),
         Fault::Refused => (own.state == State::Refused || own.plan.is_some()).then(|| {
             let why = own.plan.as_ref().map(|p| format!(": {}", p.reason)).unwrap_or_default();

@@ -41,6 +41,9 @@ pub(super) struct Held {
     pub(super) at_ms: i64,
     pub(super) process: Process,
     pub(super) phase: Phase,
+    /// When it failed, by the same clock, where that is another time than it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) failed_at_ms: Option<i64>,
     /// A failed one whose place it took: in force again should this one's command never begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<Box<Held>>,
@@ -66,15 +69,23 @@ pub(super) enum Phase {
 }
 
 impl Held {
+    /// It failed just now.
+    pub(super) fn fails(&mut self, why: &str) {
+        (self.phase, self.failed_at_ms) = (Phase::Failed(why.to_owned()), Some(crate::disk::wall_ms()));
+    }
+
     pub(super) fn show(&self, wall_ms: i64) -> Hold {
+        let failed = match &self.phase {
+            Phase::Failed(why) => Some(why.clone()),
+            _ => None,
+        };
+        let failed_at = self.failed_at_ms.filter(|_| failed.is_some());
         Hold {
             who: self.who.clone(),
             command: self.command.clone(),
             for_ms: since(self.at_ms, wall_ms),
-            failed: match &self.phase {
-                Phase::Failed(why) => Some(why.clone()),
-                _ => None,
-            },
+            failed,
+            failed_for_ms: failed_at.map(|at| since(at, wall_ms)),
         }
     }
 }
@@ -136,6 +147,7 @@ impl Orders {
                 at_ms: crate::disk::wall_ms(),
                 process: Process { pid: 0, started: 0 },
                 phase: Phase::Failed(format!("the record of holds and pauses ({FILE}) cannot be read")),
+                failed_at_ms: None,
                 before: None,
             });
         }

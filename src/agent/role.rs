@@ -64,6 +64,9 @@ pub trait Role: Send + Sync {
     /// Whether that is so.
     fn is_flushed(&self, token: u64) -> bool;
 
+    /// Whether everything was looked at (or asked for) since then, or cannot be at present.
+    fn has_looked(&self, token: u64) -> bool;
+
     /// Who tells the local server, where it is told.
     fn refresher(&self) -> Option<Arc<Refresher>>;
 

@@ -5,7 +5,7 @@ mod wait;
 
 pub use wait::{Scope, Wait, Waited};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,6 +58,8 @@ pub struct Agent {
     /// When the main loop last went round, boot time in ms.
     heartbeat: Arc<AtomicU64>,
     data: Option<SocketAddr>,
+    /// How the public port shows this agent, where there is one.
+    pictures: Mutex<Option<operate::Pictures>>,
     stop: CancellationToken,
 }
 
@@ -81,6 +83,7 @@ impl Agent {
         let identity = load_identity(&config)?;
         let tls = identity.as_ref().map(Identity::server_config);
         let server = Server::new(config.node.id.clone(), config.cluster.name.clone(), tls);
+        server.set_expected(sources(&config));
         let stop = CancellationToken::new();
         let mut data = None;
         match &config.listen.data {
@@ -108,6 +111,7 @@ impl Agent {
             limits: Arc::new(health::Limits::new(config.health.clone(), operate::read_drained(&state_dir)?)),
             heartbeat: Arc::new(AtomicU64::new(boot_ms())),
             data,
+            pictures: Mutex::default(),
             state_dir,
             stop,
             config: Mutex::new(config),
@@ -195,11 +199,18 @@ impl Agent {
         })
     }
 
-    /// Tells the data port which trees there are.
+    /// Tells the data port which trees there are, and which there will be.
     fn set_served(&self) {
         let _one = lock(&self.telling);
         let of = |(name, t): (&String, &Running)| Some((name.clone(), t.serve.clone()?));
-        let served = lock(&self.trees).iter().filter_map(of).collect();
+        let mut expected = sources(&lock(&self.config));
+        let served = {
+            let trees = lock(&self.trees);
+            // one that cannot be started is not on its way
+            expected.retain(|name| trees.get(name).is_none_or(|t| !t.failed));
+            trees.iter().filter_map(of).collect()
+        };
+        self.server.set_expected(expected);
         self.server.set_trees(served);
     }
 
@@ -221,9 +232,9 @@ impl Agent {
             lock(&self.identity).as_ref().map(|i| (i.not_after() - wall_ms() / 1000).div_euclid(86_400));
         let trees = lock(&self.trees);
         let counters = self.server.counters();
-        // our own failures are nobody's refusal
-        let refused =
-            counters.refused.iter().filter(|(why, _)| **why != Reason::Failed).map(|(_, n)| n).sum();
+        // our own failures are nobody's refusal, nor is a source that waits for a reset, which status says itself
+        let ours = |why: &Reason| matches!(why, Reason::Failed | Reason::Superseded);
+        let refused = counters.refused.iter().filter(|(why, _)| !ours(why)).map(|(_, n)| n).sum();
         let drained = self.limits.drained();
         let judged = |tree: &Tree, mut status: TreeStatus| {
             if let Some(own) = status.nodes.first_mut() {
@@ -365,6 +376,8 @@ impl Agent {
     /// Ends everything at a consistent point, within 5 s; what hangs on a dead disk is left behind.
     pub async fn stop(&self) {
         self.stop.cancel();
+        // the thread that takes them ends when nobody asks any more
+        *lock(&self.pictures) = None;
         let trees = std::mem::take(&mut *lock(&self.trees));
         let roles: Vec<_> = trees.into_values().map(|t| t.role).collect();
         end(&roles).await;
@@ -381,6 +394,12 @@ impl Agent {
             let _ = std::fs::remove_file(socket);
         }
     }
+}
+
+/// The names of the trees of which this node is to be the source.
+fn sources(config: &Config) -> HashSet<String> {
+    let sources = config.trees.iter().filter(|t| matches!(t.role, RoleConfig::Source(_)));
+    sources.map(|t| t.name.clone()).collect()
 }
 
 fn missing(what: &str, tree: &str) -> Error {
@@ -485,6 +504,10 @@ impl Role for FailedTree {
 
     fn is_flushed(&self, _token: u64) -> bool {
         false
+    }
+
+    fn has_looked(&self, _token: u64) -> bool {
+        true
     }
 
     fn refresher(&self) -> Option<Arc<Refresher>> {

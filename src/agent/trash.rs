@@ -13,7 +13,7 @@ use super::target::Target;
 use crate::apply::{Control, Journal, Marker, TrashPart, Trashed, empty_trash, trashed};
 use crate::disk::{Dir, now};
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{GenId, Mtime, TreePath, escaped};
+use crate::model::{GenId, Mtime, TreePath, counted, escaped};
 use crate::plan::CONTROL_DIR;
 
 /// What is asked for.
@@ -186,7 +186,7 @@ impl Trash<'_> {
         });
         let done = empty_trash(self.control, before, dry_run)?;
         let word = if dry_run { "would free" } else { "freed" };
-        let message = format!("{word} {} bytes, {} files", done.bytes, done.files);
+        let message = format!("{word} {}, {}", counted(done.bytes, "byte"), counted(done.files, "file"));
         Ok(TrashAnswer::Done { message, files: done.files, bytes: done.bytes })
     }
 }

@@ -6,8 +6,7 @@ use hyper::Method;
 
 use super::exit::Exit;
 use super::options::{
-    ApproveArgs, DrainArgs, ForgetArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs, StatusArgs,
-    UndrainArgs,
+    ApproveArgs, DrainArgs, ForgetArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs, UndrainArgs,
 };
 use super::run::say;
 use crate::error::{Class, Error, Result};
@@ -15,8 +14,8 @@ use crate::model::Status;
 use crate::serve::{ForgetAsked, Marked, RefreshAsked, ask, query, tell};
 
 /// The agent's status document.
-pub(super) fn status(args: &StatusArgs) -> Result<Status> {
-    let answer = ask(&args.agent.socket()?, &Method::GET, "/1/status")?;
+pub(super) fn status(socket: &Path) -> Result<Status> {
+    let answer = ask(socket, &Method::GET, "/1/status")?;
     serde_json::from_slice(&answer).map_err(|e| Error::integrity(format!("the agent's status: {e}")))
 }
 

@@ -8,7 +8,7 @@ use super::output_failed;
 use crate::agent::explain;
 use crate::disk::FileKind;
 use crate::error::Result;
-use crate::model::{Entry, Mtime, Node, escape};
+use crate::model::{Entry, Mtime, Node, counted, escape};
 use crate::plan::Verdict;
 
 pub(super) fn run(args: &ExplainArgs) -> Result<Exit> {
@@ -45,7 +45,7 @@ pub(super) fn run(args: &ExplainArgs) -> Result<Exit> {
 
 fn on_disk(kind: FileKind, size: u64) -> String {
     match kind {
-        FileKind::File => format!("file of {size} bytes"),
+        FileKind::File => format!("file of {}", counted(size, "byte")),
         FileKind::Dir => "dir".into(),
         FileKind::Link => "link".into(),
         FileKind::Special => "special file, never copied".into(),
@@ -54,7 +54,7 @@ fn on_disk(kind: FileKind, size: u64) -> String {
 
 fn entry(e: &Entry) -> String {
     let what = match &e.node {
-        Node::File { size, digest } => format!("file of {size} bytes, BLAKE3 {digest}"),
+        Node::File { size, digest } => format!("file of {}, BLAKE3 {digest}", counted(*size, "byte")),
         Node::Dir { content, .. } => format!("dir, content {content}"),
         Node::Link { target } => format!("link -> {}", escape(target)),
         Node::Unreadable { kind } => return format!("{kind} that could not be read"),

@@ -61,8 +61,8 @@ fn kept(r: &Retention) -> String {
     }
     let how = if r.clones { "as clones" } else { "as copies" };
     let mut line = format!(
-        "kept for rollbacks, of up to {} generations before the current one: {} {how}, {} (bound: {}; the trash has {})",
-        r.generations,
+        "kept for rollbacks, of up to {} before the current one: {} {how}, {} (bound: {}; the trash has {})",
+        count(r.generations, "generation"),
         count(r.files, "file"),
         human(r.bytes),
         human(r.limit),

@@ -75,7 +75,11 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Pki(command) => pki::run(command),
         Command::Config(command) => config::run(command),
         Command::Generate(args) => generate::run(args),
-        Command::Status(args) => status::run(args, &cancel, || admin::status(args)),
+        Command::Status(args) => {
+            // once, also where it is watched
+            let socket = args.agent.socket()?;
+            status::run(args, &cancel, || admin::status(&socket))
+        }
         Command::Approve(args) => admin::approve(args),
         Command::History(args) => history::run(args),
         Command::Rollback(args) => rollback::run(args, &cancel),

@@ -262,7 +262,8 @@ pub(crate) struct AgentArgs {
 }
 
 impl AgentArgs {
-    /// The agent's socket. Without a configuration file it is where it is by default.
+    /// The agent's socket. Without a configuration file it is where it is by default; a file with errors keeps nobody from
+    /// asking an agent that runs.
     pub(crate) fn socket(&self) -> Result<PathBuf> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
@@ -270,10 +271,7 @@ impl AgentArgs {
         if self.config == Path::new(CONFIG) && !self.config.exists() {
             return Ok(PathBuf::from(crate::config::SOCKET));
         }
-        super::config::load(&self.config)?.map(|c| c.listen.socket).ok_or_else(|| {
-            let what = "the configuration has errors; the agent's socket can also be given with --socket";
-            Error::new(Class::Config, what)
-        })
+        super::config::socket(&self.config)
     }
 }
 
@@ -322,7 +320,7 @@ pub struct WaitArgs {
     /// This node [default on a mirror: itself].
     #[arg(long, value_name = "ID")]
     pub node: Option<NodeId>,
-    /// For so long at most.
+    /// For so long at most; the source's look at what was written is waited for in any case, up to 5 s.
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub timeout: Span,
     /// The outcome as JSON.

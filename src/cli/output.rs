@@ -11,7 +11,7 @@ use super::output_failed;
 use crate::agent::{Monitor, Outcome};
 use crate::error::Result;
 use crate::error::lock;
-use crate::model::TreePath;
+use crate::model::{TreePath, counted};
 #[cfg(test)]
 use crate::plan::Op;
 use crate::plan::Step;
@@ -150,18 +150,18 @@ pub(crate) fn summary_text(o: &Outcome, dry_run: bool, took: Duration) -> String
     let head = if dry_run { "would sync" } else { "synced" };
     let mut line = format!("{head}: {}", parts.join(", "));
     if files > 0 {
-        line += &format!("; {files} files, {} copied", human(copied));
+        line += &format!("; {}, {} copied", counted(files, "file"), human(copied));
     }
     line += &format!("; {:.2} s; content {:.16}", took.as_secs_f64(), o.content.to_string());
     let notes = [
-        (o.specials, "special files skipped"),
-        (o.vanished, "files vanished from the source meanwhile"),
-        (o.dropped.hard_links, "hard-linked names in the source, kept as separate files"),
-        (o.dropped.sparse, "files with holes in the source, copied without"),
-        (o.dropped.xattrs, "copied files had extended attributes or ACLs, which are not carried over"),
+        (o.specials, "special file", "skipped"),
+        (o.vanished, "file", "vanished from the source meanwhile"),
+        (o.dropped.hard_links, "hard-linked name", "in the source, kept as separate files"),
+        (o.dropped.sparse, "file", "with holes in the source, copied without"),
+        (o.dropped.xattrs, "copied file", "had extended attributes or ACLs, which are not carried over"),
     ];
-    for (n, what) in notes.iter().filter(|(n, _)| *n > 0) {
-        line += &format!("\nnote: {n} {what}");
+    for (n, what, how) in notes.iter().filter(|(n, ..)| *n > 0) {
+        line += &format!("\nnote: {} {how}", counted(*n, what));
     }
     if o.recovered {
         line += "\nnote: an interrupted commit was finished first";

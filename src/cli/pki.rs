@@ -120,8 +120,23 @@ fn init(args: &InitArgs) -> Result<Exit> {
 fn issue(args: &IssueArgs) -> Result<Exit> {
     let IssueArgs { node, dir, names, ips, days, renew } = args;
     let issued = pki::issue(&dir.dir, &Request { node, names, ips, days: *days, renew: *renew })?;
-    print(&instructions(node, &issued))?;
+    print(&if *renew { renewed(node, &issued) } else { instructions(node, &issued) })?;
     Ok(Exit::Done)
+}
+
+/// What to copy where, once more.
+fn renewed(node: &NodeId, issued: &NodeFiles) -> String {
+    let why = if issued.shortened { ", when the CA ends" } else { "" };
+    format!(
+        "issued {node} again, valid until {}{why}; the key is a new one, too\n\
+         copy both to {node}, in place of the old ones:\n  \
+           {} as {ON_NODES}/{node}.pem\n  \
+           {} as {ON_NODES}/{node}.key (secret: mode 0600, owned by syncagent's user)\n\
+         then, there: systemctl reload syncagent",
+        date(issued.not_after),
+        escaped(&issued.cert),
+        escaped(&issued.key),
+    )
 }
 
 /// What to copy where, and a configuration to write.
@@ -175,7 +190,11 @@ const TREES: &str = "\
 # source = \"https://SOURCE:7420\"   # host name or address
 # source-id = \"SOURCE\"             # the id in its certificate
 
-# Then: syncagent config check";
+# Then: syncagent config check
+# and, for the service of systemd, which can write no tree otherwise:
+#   mkdir -p /etc/systemd/system/syncagent.service.d
+#   syncagent config systemd > /etc/systemd/system/syncagent.service.d/trees.conf
+#   systemctl daemon-reload && systemctl restart syncagent";
 
 fn show(args: &ShowArgs) -> Result<Exit> {
     let (shown, errors) = pki::show(&args.dir.dir)?;

@@ -117,7 +117,13 @@ async fn take_over(agent: &Arc<Agent>, path: &Path) {
             return;
         }
     };
-    match agent.reload(config).await {
+    let trees = config.trees.clone();
+    let taken = agent.reload(config).await;
+    if taken.is_ok() {
+        // it is not waited for: a disk may hang
+        tokio::task::spawn_blocking(move || sandbox::warn_of_read_only(&trees));
+    }
+    match taken {
         Ok(restart) if restart.is_empty() => tracing::info!("took over the new configuration"),
         Ok(restart) => {
             tracing::warn!("took over the new configuration but for {}: restart for that", restart.join(", "))

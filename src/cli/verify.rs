@@ -29,6 +29,7 @@ pub(super) fn verify(args: &VerifyArgs, cancel: &AtomicBool) -> Result<Exit> {
     let said = match (count, errors.is_empty()) {
         (0, true) => writeln!(out, "verified: {shown} is what its index says"),
         (0, false) => writeln!(out, "not verified: parts of {shown} could not be read"),
+        (1, _) => writeln!(out, "verified: 1 path in {shown} has drifted"),
         (n, _) => writeln!(out, "verified: {n} paths in {shown} have drifted"),
     };
     said.and_then(|()| out.flush()).map_err(output_failed)?;

@@ -19,6 +19,8 @@ use crate::serve::ask_with;
 
 const TURN: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(200);
+/// The source's look is waited for at least so long, however short the time-out is: without it nobody knows what "now" is.
+const LOOK: Duration = Duration::from_secs(5);
 /// An agent that hangs is given up after so long, and asked again if there is time.
 const ANSWER: Duration = Duration::from_secs(4);
 /// Longer than anybody waits, and no more than a clock can hold.
@@ -36,12 +38,14 @@ pub(super) fn run(args: &WaitArgs, cancel: &AtomicBool) -> Result<Exit> {
         (_, Some(node)) => Scope::Node(node.clone()),
         _ => Scope::Default,
     };
-    let mut wait = Wait { tree: args.tree.clone(), generation, token: None, scope, wait_ms: 0 };
-    let end = Instant::now() + args.timeout.0.min(FOREVER);
+    let mut wait = Wait { tree: args.tree.clone(), generation, token: None, scope, wait_ms: 0, look_ms: 0 };
+    let begun = Instant::now();
+    let (end, look_end) = (begun + args.timeout.0.min(FOREVER), begun + LOOK);
     let mut last = None;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        wait.wait_ms = u64::try_from(left.min(TURN).as_millis()).unwrap_or(0);
+        wait.wait_ms = turn_ms(left);
+        wait.look_ms = turn_ms(look_end.saturating_duration_since(Instant::now()));
         let waited = turn(&socket, &wait);
         if cancel.load(Ordering::Relaxed) {
             return Ok(Exit::Interrupted);
@@ -61,11 +65,16 @@ pub(super) fn run(args: &WaitArgs, cancel: &AtomicBool) -> Result<Exit> {
             Err(e) => return Err(e),
         }
         if Instant::now() >= end
-            && let Some(waited) = &last
+            && let Some(waited) = last.as_ref().filter(|w| !w.looking || Instant::now() >= look_end)
         {
             return told(args, waited, Exit::TimedOut);
         }
     }
+}
+
+/// In milliseconds, rounded up, so that the last turn is not one of nothing.
+fn turn_ms(left: Duration) -> u64 {
+    u64::try_from(left.min(TURN).as_micros().div_ceil(1_000)).unwrap_or(0)
 }
 
 fn turn(socket: &Path, wait: &Wait) -> Result<Waited> {

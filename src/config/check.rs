@@ -50,6 +50,21 @@ pub(super) fn parse(text: &str) -> Parsed {
     Parsed { config: config.filter(|_| sound), problems }
 }
 
+/// What a text has as `listen.socket`, whatever else is wrong with it.
+pub(super) fn socket_of(text: &str) -> PathBuf {
+    let read = |text: &str| {
+        let (doc, _) = DeTable::parse_recoverable(text);
+        let problems = Problems::new(text);
+        Table::root(doc.get_ref(), &problems).section("listen").read("socket", value::socket)
+    };
+    // where the parser does not find back, the section alone
+    let from_section = text.lines().skip_while(|line| line.trim() != "[listen]");
+    let section = from_section.take_while(|line| !line.starts_with('[') || line.trim() == "[listen]");
+    read(text)
+        .or_else(|| read(&section.collect::<Vec<_>>().join("\n")))
+        .unwrap_or_else(|| PathBuf::from(super::SOCKET))
+}
+
 fn config(root: &Table<'_>) -> Option<Config> {
     root.known("");
     let node = node(&root.section("node"));

@@ -311,6 +311,12 @@ impl Config {
     }
 }
 
+/// The socket of local administration of a configuration that may be wrong in every other respect, even no TOML as a
+/// whole: what can be read of it, otherwise [`SOCKET`].
+pub fn socket_of(text: &str) -> PathBuf {
+    check::socket_of(text)
+}
+
 impl Tree {
     /// What belongs to the tree: all excludes, then all includes, the last match wins; the hold file never does.
     ///

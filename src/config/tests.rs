@@ -481,3 +481,24 @@ fn a_reload_names_what_it_cannot_take_over() {
     ];
     assert_eq!(old.needs_restart(&new), all);
 }
+
+#[test]
+fn the_socket_is_found_in_a_text_that_is_wrong_elsewhere() {
+    use std::path::Path;
+    let of = |text: &str| socket_of(text);
+    let sound = "[node]\nid = \"a\"\n[listen]\nsocket = \"/run/x.sock\"\n";
+    for text in [
+        sound.to_owned(),
+        format!("{sound}bogus = 1\n"),
+        format!("{sound}[tree.t\npath = /srv\n"),
+        format!("what is this\n{sound}"),
+        format!("{sound}[node]\nid = \"twice\"\n"),
+    ] {
+        assert_eq!(of(&text), Path::new("/run/x.sock"), "{text}");
+    }
+    for text in
+        ["", "[listen]\n", "[listen]\nsocket = 7\n", "[listen]\nsocket = \"x.sock\"\n", "listen = 3", "\0"]
+    {
+        assert_eq!(of(text), Path::new(SOCKET), "{text}");
+    }
+}

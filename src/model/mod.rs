@@ -16,7 +16,7 @@ pub use digest::Digest;
 pub use entry::{Entry, Kind, LocalId, Mtime, Node, Owner};
 pub use escape::{escape, escaped};
 pub use generation::{Cause, Changes, GenId, Generation};
-pub use listed::listed;
+pub use listed::{counted, counted_as, listed};
 pub use node::{BadNodeId, NodeId};
 pub use object::{Object, RootHeader, root_content};
 pub use path::{BadName, Name, TreePath};

@@ -64,6 +64,9 @@ pub struct TreeStatus {
     pub held_count: u64,
     /// The holder, when another process has the tree's lock.
     pub lock: Option<String>,
+    /// Why the agent could not write the tree when it opened it; `None` when it could, or has not opened it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwritable: Option<String>,
     /// All mirrors together (source) or this node (mirror).
     pub convergence: Option<Convergence>,
     /// Source: a deploy job holds the tree, or one that failed left it so.
@@ -95,6 +98,7 @@ impl TreeStatus {
             held: Vec::new(),
             held_count: 0,
             lock: None,
+            unwritable: None,
             convergence: None,
             hold: None,
             recent: Vec::new(),
@@ -160,6 +164,16 @@ pub struct Hold {
     pub for_ms: u64,
     /// It failed or died, and why; the tree stays held until the next one that succeeds, or a release.
     pub failed: Option<String>,
+    /// Milliseconds since it failed; `None` while it has not, or where that was not written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_for_ms: Option<u64>,
+}
+
+impl Hold {
+    /// Milliseconds since it is as it is: since it failed, otherwise since it began.
+    pub fn since_ms(&self) -> u64 {
+        self.failed_for_ms.unwrap_or(self.for_ms)
+    }
 }
 
 /// A published generation.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Op, Step};
-use crate::model::Kind;
+use crate::model::{Kind, counted};
 
 /// Below this many deletions a percentage does not bite: 3 of 10 files are not a mass deletion.
 const FLOOR: u64 = 10;
@@ -201,7 +201,8 @@ impl fmt::Display for Refusal {
             Self::EmptySource { there } => {
                 write!(
                     f,
-                    "the source is empty, and the destination has {there} files: is the source really there?"
+                    "the source is empty, and the destination has {}: is the source really there?",
+                    counted(*there, "file")
                 )
             }
             Self::TooManyDeletions { lost, there, limit } => {
@@ -209,8 +210,9 @@ impl fmt::Display for Refusal {
             }
             Self::Takeover { lost, replaced } => write!(
                 f,
-                "the destination was never managed by syncagent (or holds excluded content that nobody handed over), is not empty, and would lose {lost} files by deletion \
-                 and {replaced} by replacement"
+                "the destination was never managed by syncagent (or holds excluded content that nobody handed over), is not empty, and would lose {} by deletion \
+                 and {replaced} by replacement",
+                counted(*lost, "file")
             ),
         }
     }

@@ -40,6 +40,16 @@ pub fn query(path: &str, values: &[(&str, &str)]) -> String {
     all
 }
 
+/// Whether somebody listens on `socket`, as far as this process may know. Never waits.
+pub fn listens(socket: &Path) -> bool {
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let Ok(address) = SocketAddrUnix::new(socket) else { return false };
+    let Ok(own) = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else { return false };
+    !matches!(connect(&own, &address), Err(Errno::NOENT | Errno::NOTDIR | Errno::CONNREFUSED))
+}
+
 /// Sends a request to the agent that listens on `socket`, and gives the body of its answer.
 ///
 /// # Errors

@@ -145,11 +145,18 @@ async fn resume(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<M
 }
 
 async fn drain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
-    answer(move || agent.drain(from.0.ordered(order.reason))).await
+    let drained = agent.clone();
+    let answer = answer(move || drained.drain(from.0.ordered(order.reason))).await;
+    // whoever goes on now may rely on it
+    agent.until_shown().await;
+    answer
 }
 
 async fn undrain(State(agent): State<Arc<Agent>>, from: From, Json(order): Json<Marked>) -> Response {
-    answer(move || agent.undrain(&from.0.ordered(order.reason))).await
+    let drained = agent.clone();
+    let answer = answer(move || drained.undrain(&from.0.ordered(order.reason))).await;
+    agent.until_shown().await;
+    answer
 }
 
 async fn forget(State(agent): State<Arc<Agent>>, from: From, Json(asked): Json<ForgetAsked>) -> Response {

@@ -6,6 +6,6 @@ mod local;
 mod peer;
 mod public;
 
-pub use ask::{ask, ask_until, ask_with, query, tell};
+pub use ask::{ask, ask_until, ask_with, listens, query, tell};
 pub use local::{ForgetAsked, HistoryAnswer, HoldAsked, HoldEnd, Marked, RefreshAsked, local};
 pub use public::Ports;

@@ -19,16 +19,37 @@ fn config(s: &Scratch, action: &str, file: impl AsRef<Path>) -> Ran {
     s.command("config").arg(action).arg("--config").arg(s.path().join(file)).output().unwrap().into()
 }
 
+/// What is said but for directories that this host has not.
+fn not_of_paths(ran: &Ran) -> Vec<&str> {
+    ran.err.lines().filter(|line| !line.contains(".path: /")).collect()
+}
+
 #[test]
 fn a_sound_configuration_is_counted() {
     let s = Scratch::new();
-    s.write("one.toml", PAIR);
+    std::fs::create_dir(s.path().join("t")).unwrap();
+    s.write("one.toml", PAIR.replace("/srv/t", s.path().join("t").to_str().unwrap()));
     let ran = config(&s, "check", "one.toml").code(0);
     assert_eq!(ran.out, format!("{}: ok, 1 tree\n", s.path().join("one.toml").display()));
     assert_eq!(ran.err, "");
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/config/wso2-mirror.toml");
     let ran = config(&s, "check", &sample).code(0);
     assert!(ran.out.ends_with("wso2-mirror.toml: ok, 1 tree\n"), "{}", ran.out);
+}
+
+#[test]
+fn a_tree_that_is_not_there_or_no_directory_is_a_warning() {
+    let s = Scratch::new();
+    let at = s.path().join("t");
+    s.write("one.toml", PAIR.replace("/srv/t", at.to_str().unwrap()));
+    let ran = config(&s, "check", "one.toml").code(0);
+    let said = format!("one.toml: warning: tree.t.path: {} does not exist (make it before", at.display());
+    assert!(ran.err.contains(&said) && ran.out.ends_with("ok, 1 tree\n"), "{ran:?}");
+    s.write("t", "a file");
+    let ran = config(&s, "check", "one.toml").code(0);
+    assert!(ran.err.contains("tree.t.path: ") && ran.err.lines().count() == 1, "{ran:?}");
+    // what only shows the configuration does not look at the disk
+    assert_eq!(config(&s, "show", "one.toml").code(0).err, "");
 }
 
 #[test]
@@ -93,7 +114,7 @@ fn the_example_is_sound() {
     s.write("example.toml", &ran.out);
     let checked = config(&s, "check", "example.toml").code(0);
     assert!(checked.out.ends_with("ok, 2 trees\n"), "{}", checked.out);
-    assert_eq!(checked.err, "");
+    assert_eq!(not_of_paths(&checked), [""; 0]);
 }
 
 /// What `docs/operations.md` says to write on two nodes, with the refresh that it adds to both.
@@ -110,7 +131,7 @@ fn the_configurations_of_the_operations_chapter_are_sound() {
         s.write("node.toml", format!("{node}\n{refresh}"));
         let checked = config(&s, "check", "node.toml").code(0);
         assert!(checked.out.ends_with("ok, 1 tree\n"), "{}{}", checked.out, checked.err);
-        assert_eq!(checked.err, "");
+        assert_eq!(not_of_paths(&checked), [""; 0]);
     }
 }
 
@@ -124,4 +145,20 @@ fn a_file_that_cannot_be_read_is_an_error_of_configuration() {
     s.write("latin1.toml", b"[node]\nid = \"\xe9\"\n");
     assert!(config(&s, "show", "latin1.toml").code(2).err.contains("UTF-8"));
     config(&s, "check", raw(b"no\xffne\n.toml")).code(2);
+}
+
+#[test]
+fn the_installed_documents_link_to_nothing_outside_of_them() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    for page in std::fs::read_dir(&docs).unwrap() {
+        let path = page.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap();
+            let there = file.is_empty()
+                || link.starts_with("http")
+                || docs.join(file).is_file() && !file.contains('/');
+            assert!(there, "{}: {link}", path.display());
+        }
+    }
 }

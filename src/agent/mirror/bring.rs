@@ -21,7 +21,7 @@ use crate::error::{Class, Error, Result, lock};
 use crate::lag::Lag;
 use crate::model::{
     Digest, Entry, GenId, Generation, Kind, Object, Owner, RefusedPlan, Root, RootHeader, Source as _, State,
-    root_content,
+    counted, counted_as, root_content,
 };
 use crate::plan::{Facts, Moves, Op, Refusal, Tally, judge};
 use crate::refresh::Changed;
@@ -145,7 +145,10 @@ impl Engine {
                 s.settle(newest);
                 self.trouble(
                     State::Drift,
-                    format!("{drifted} paths were changed here; `drift = \"report\"` leaves them so until the next generation"),
+                    format!(
+                        "{} changed here; `drift = \"report\"` leaves that so until the next generation",
+                        counted_as(drifted, "path", ("was", "were"))
+                    ),
                 );
                 return Ok(None);
             }
@@ -294,7 +297,8 @@ impl Engine {
         let reason = match refusal {
             Refusal::Takeover { lost, replaced } => format!(
                 "the tree here was never managed by syncagent (or holds excluded content that nobody handed over), is not \
-                 empty, and would lose {lost} files by deletion and {replaced} by replacement"
+                 empty, and would lose {} by deletion and {replaced} by replacement",
+                counted(*lost, "file")
             ),
             Refusal::TooManyDeletions { lost, there, limit } => format!(
                 "{lost} of {there} files that were added or changed here would be lost, more than max-delete = {limit} allows"
@@ -338,7 +342,11 @@ impl Engine {
             }
             let first = outcome.errors.first().map(|e| format!("{}: {}", e.path, e.error));
             let first = first.unwrap_or_else(|| "the source does not have their content any more".into());
-            let what = format!("generation {}: {failed} paths are not in place: {first}", newest.id);
+            let what = format!(
+                "generation {}: {} not in place: {first}",
+                newest.id,
+                counted_as(failed, "path", ("is", "are"))
+            );
             s.retry(&Error::new(Class::Transient, what.clone()), newest.id);
             self.trouble(State::Incomplete, what);
             return Ok(());
@@ -517,7 +525,7 @@ fn name_drift(tree: &str, diff: &TreeDiff<'_, '_>) -> Result<()> {
         Ok(())
     })?;
     if count > NAMED {
-        tracing::warn!(tree, "drift: and {} paths more", count - NAMED);
+        tracing::warn!(tree, "drift: and {} more", counted(count - NAMED, "path"));
     }
     Ok(())
 }

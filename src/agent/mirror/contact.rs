@@ -56,8 +56,11 @@ pub(super) async fn listen(tree: Arc<MirrorTree>) {
                     shared.defer(now);
                     shared.contact.set(e.to_string())
                 };
-                if news {
-                    tracing::warn!(tree = tree.name(), "the source: {e}");
+                match e.class {
+                    _ if !news => {}
+                    // it is being restarted or reloaded
+                    Class::Busy => tracing::info!(tree = tree.name(), "the source: {e}"),
+                    _ => tracing::warn!(tree = tree.name(), "the source: {e}"),
                 }
                 let wait = backoff.next();
                 tokio::select! {

@@ -18,7 +18,7 @@ use crate::config;
 use crate::disk::{Dir, Lock, MountId, OwnerPolicy, Owners, boot_ms};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::lag::Lag;
-use crate::model::{Digest, GenId, State, TreePath, WatchStatus, escaped};
+use crate::model::{Digest, GenId, State, TreePath, WatchStatus, counted_as, escaped};
 use crate::plan::{CONTROL_DIR, Filter, PlanId};
 use crate::refresh::Changed;
 use crate::scan::{Counters, Index, Only, Scanned, Spec, Store, scan};
@@ -179,13 +179,17 @@ impl Engine {
         let path = &tree.config.path;
         {
             let mut shared = tree.shared();
-            shared.lock = None;
+            (shared.lock, shared.unwritable) = (None, None);
             // nobody looked yet at what is here now
             shared.sound = Sound::Unknown;
         }
         let target = Target::open(path, false, Duration::ZERO, &tree.stop).inspect_err(|e| {
             if e.class == Class::Busy {
                 tree.shared().lock = Some(e.what.clone());
+            }
+            use rustix::io::Errno;
+            if matches!(e.errno(), Some(Errno::ROFS | Errno::ACCESS | Errno::PERM)) {
+                tree.shared().unwritable = Some(e.to_string());
             }
         })?;
         let Some(control) = target.control else {
@@ -228,7 +232,8 @@ impl Engine {
             Some((e, paths)) => {
                 // until a run has brought all of it, and with no refresh before that
                 self.untold = Changed::Everything;
-                let what = format!("of a commit that was interrupted {paths} paths are not in place");
+                let paths = counted_as(paths, "path", ("is", "are"));
+                let what = format!("of a commit that was interrupted {paths} not in place");
                 self.trouble(State::Incomplete, format!("{what}: {}: {}", e.path, e.error));
             }
         }

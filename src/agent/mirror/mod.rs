@@ -134,6 +134,8 @@ struct Shared {
     wanted: u64,
     behind: Option<u64>,
     lock: Option<String>,
+    /// Why the tree cannot be written.
+    unwritable: Option<String>,
     history: History,
     /// The newest generations that were applied.
     recent: Ring,
@@ -235,6 +237,7 @@ impl MirrorTree {
                 wanted: 0,
                 behind: None,
                 lock: None,
+                unwritable: None,
                 history: History::default(),
                 recent,
                 converged_last: None,

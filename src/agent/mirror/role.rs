@@ -24,6 +24,7 @@ impl Role for MirrorTree {
             files: Some(shared.files),
             watch: shared.watch.clone(),
             lock: shared.lock.clone(),
+            unwritable: shared.unwritable.clone(),
             convergence,
             recent: shared.recent.list(now),
             nodes: vec![own],
@@ -71,6 +72,12 @@ impl Role for MirrorTree {
 
     fn is_flushed(&self, token: u64) -> bool {
         self.shared().answered >= token
+    }
+
+    fn has_looked(&self, token: u64) -> bool {
+        let shared = self.shared();
+        // a source that cannot be reached is asked again when it is
+        shared.answered >= token || !shared.connected && shared.contact.report(boot_ms()).is_some()
     }
 
     fn refresher(&self) -> Option<Arc<Refresher>> {

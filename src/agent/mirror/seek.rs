@@ -16,7 +16,7 @@ use super::MirrorTree;
 use crate::apply::{Displaced, content_of, seek_trashed};
 use crate::disk::Dir;
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Digest, TreePath};
+use crate::model::{Digest, TreePath, counted};
 use crate::peer::{MAX_SOUGHT, PIECE, Sought};
 use crate::plan::{CONTROL_DIR, Filter};
 use crate::scan::read_full;
@@ -60,7 +60,7 @@ pub(super) async fn help(tree: Arc<MirrorTree>, round: u64) {
         done = try_help(&tree, round, &mut sent) => done,
     };
     if sent > 0 {
-        tracing::info!(tree = tree.name(), "sent {sent} contents to the source, for a rollback");
+        tracing::info!(tree = tree.name(), "sent {} to the source, for a rollback", counted(sent, "content"));
     }
     if let Err(e) = done {
         tracing::warn!(tree = tree.name(), "cannot help the source's rollback: {e}");

@@ -246,7 +246,10 @@ impl Engine {
         if let Some(old) = self.tree.state.read::<Pin>(PIN) {
             pin::check(&old, "source", &path, &mount, &self.remedy())?;
         }
-        self.tree.shared().lock = None;
+        {
+            let mut shared = self.tree.shared();
+            (shared.lock, shared.unwritable) = (None, None);
+        }
         self.control = None;
         let index = Index::open(&self.tree.state.file("source.db"))?;
         let (own_high, lock) = match Target::open(&path, false, Duration::ZERO, &AtomicBool::new(false)) {
@@ -278,6 +281,7 @@ impl Engine {
             Err(e) => {
                 self.check_nothing_is_under_way(&dir, &e.to_string())?;
                 tracing::info!(tree = self.name(), "the tree holds no record of its generations: {e}");
+                self.tree.shared().unwritable = Some(e.to_string());
                 (None, None)
             }
         };

@@ -11,7 +11,7 @@ use crate::agent::orders::{Held, Phase, Process};
 use crate::agent::role::{HoldOrder, Reply};
 use crate::disk::{process_end, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::Cause;
+use crate::model::{Cause, counted, counted_as};
 use crate::scan::Scanned;
 
 /// Whether it is a rollback that keeps the tree back, and no job.
@@ -131,6 +131,7 @@ impl Engine {
             at_ms: wall_ms(),
             process,
             phase: Phase::Running,
+            failed_at_ms: None,
             before: None,
         };
         let (name, command) = (self.name().to_owned(), held.command.clone());
@@ -159,12 +160,11 @@ impl Engine {
                 let what = format!("{name} is held already, by {}, for {}", other.who, other.command);
                 return Err(Error::new(Class::Busy, what));
             }
-            let before = orders.hold.take().map(|before| {
-                let phase = match before.phase {
-                    Phase::Running => Phase::Failed(DIED.into()),
-                    phase => phase,
-                };
-                Box::new(Held { phase, before: None, ..before })
+            let before = orders.hold.take().map(|mut before| {
+                if before.phase == Phase::Running {
+                    before.fails(DIED);
+                }
+                Box::new(Held { before: None, ..before })
             });
             orders.hold = Some(Held { before, ..held });
             Ok(())
@@ -191,6 +191,7 @@ impl Engine {
                 at_ms: wall_ms(),
                 process: Process { pid: 0, started: 0 },
                 phase: Phase::Failed(why),
+                failed_at_ms: None,
                 before: None,
             };
             match &mut orders.hold {
@@ -227,7 +228,7 @@ impl Engine {
         let mut failed = false;
         let done = self.tree.order(|orders| {
             if let Some(hold) = orders.hold.as_mut().filter(|h| h.id == id && h.phase == Phase::Running) {
-                hold.phase = Phase::Failed(why.to_owned());
+                hold.fails(why);
                 failed = true;
             }
             Ok(())
@@ -337,8 +338,8 @@ impl Engine {
                 let named: Vec<String> =
                     scanned.errors.iter().take(NAMED).map(|e| format!("{} ({})", e.path, e.error)).collect();
                 let what = format!(
-                    "published as generation {head}, but for {} paths that cannot be read: {}",
-                    scanned.errors.len(),
+                    "published as generation {head}, but for {} that cannot be read: {}",
+                    counted(scanned.errors.len(), "path"),
                     named.join(", ")
                 );
                 Err(Error::new(Class::Permanent, what))
@@ -347,8 +348,8 @@ impl Engine {
                 let named: Vec<String> =
                     scanned.held.iter().take(NAMED).map(|(path, why)| format!("{path} ({why})")).collect();
                 let what = format!(
-                    "published as generation {head}, but for {} files that are not finished: {}",
-                    scanned.held.len(),
+                    "published as generation {head}, but for {} not finished: {}",
+                    counted_as(scanned.held.len(), "file", ("that is", "that are")),
                     named.join(", ")
                 );
                 Err(Error::new(Class::Permanent, what))

@@ -38,6 +38,7 @@ fn read(control: &Dir) -> Result<Option<Held>> {
         at_ms: wall_ms(),
         process: Process { pid: 0, started: 0 },
         phase: Phase::Running,
+        failed_at_ms: None,
         before: None,
     };
     Ok(Some(serde_json::from_slice(&text).unwrap_or_else(unknown)))
@@ -93,14 +94,15 @@ impl Engine {
     fn adopt(&self, marked: Held) -> Result<()> {
         // a job that still runs can say itself how it ends
         let goes_on = marked.process.is_there();
-        let phase = match &marked.phase {
-            Phase::Failed(why) => Phase::Failed(why.clone()),
-            _ if goes_on => Phase::Running,
-            _ => Phase::Failed(LOST.into()),
-        };
         let who = format!("{}, for {}", marked.who, marked.command);
+        let mut hold = marked;
+        match &hold.phase {
+            Phase::Failed(_) => {}
+            _ if goes_on => hold.phase = Phase::Running,
+            _ => hold.fails(LOST),
+        }
         self.tree.order(|orders| {
-            orders.hold = Some(Held { phase, ..marked });
+            orders.hold = Some(hold);
             Ok(())
         })?;
         let what = if goes_on { "the state directory was lost; the job still runs" } else { LOST };

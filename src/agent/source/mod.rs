@@ -117,9 +117,13 @@ struct Shared {
     /// The newest generations.
     recent: Ring,
     lock: Option<String>,
+    /// Why the tree cannot be written.
+    unwritable: Option<String>,
     orders: Orders,
     /// Flushes asked for, and those that are done.
     flush: (u64, u64),
+    /// The newest of them that a full scan covers, whatever could be published of it.
+    looked: u64,
 }
 
 impl SourceTree {
@@ -181,9 +185,11 @@ impl SourceTree {
                 nodes,
                 recent,
                 lock: None,
+                unwritable: None,
                 orders,
                 // above every token of the agent before this one
                 flush: (now.0, 0),
+                looked: 0,
             }),
             ordering: Mutex::new(()),
             keeping: Mutex::new(()),
@@ -272,7 +278,8 @@ impl Role for SourceTree {
             _ if hold.is_some() => State::Held,
             state => state,
         };
-        let failed_hold = hold.and_then(|h| h.show(wall).failed).map(|why| model::Trouble {
+        let failed_hold = hold.map(|h| h.show(wall)).and_then(|h| Some((h.failed.clone()?, h.since_ms())));
+        let failed_hold = failed_hold.map(|(why, for_ms)| model::Trouble {
             what: format!(
                 "held, because {why}; nothing is published until {} or `syncagent hold {} --release`",
                 if shared.orders.hold.as_ref().is_some_and(hold::is_rollback) {
@@ -282,7 +289,7 @@ impl Role for SourceTree {
                 },
                 self.config.name
             ),
-            for_ms: 0,
+            for_ms,
         });
         let unpublished = shared.unpublished_since.is_some();
         let published = head.as_ref().map(|g| g.id);
@@ -337,6 +344,7 @@ impl Role for SourceTree {
             held: shared.held.clone(),
             held_count: shared.held_count,
             lock: shared.lock.clone(),
+            unwritable: shared.unwritable.clone(),
             convergence: Some(shared.nodes.convergence(now)),
             hold: shared.orders.hold.as_ref().map(|h| h.show(wall)),
             recent: shared.recent.list(now),
@@ -384,6 +392,11 @@ impl Role for SourceTree {
 
     fn is_flushed(&self, token: u64) -> bool {
         self.shared().flush.1 >= token
+    }
+
+    fn has_looked(&self, token: u64) -> bool {
+        let shared = self.shared();
+        shared.looked >= token || shared.state == State::Failed || self.thread_has_ended()
     }
 
     fn refresher(&self) -> Option<Arc<Refresher>> {

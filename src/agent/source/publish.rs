@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, Session};
 use crate::disk::{boot_ms, wall_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::{Cause, Changes, Digest, GenId, Generation, Object, RefusedPlan, State};
+use crate::model::{Cause, Changes, Digest, GenId, Generation, Object, RefusedPlan, State, counted};
 use crate::plan::{Diff, Facts, MaxDelete, Moves, Options, PlanId, Refusal, Step, Tally, count, judge};
 use crate::refresh::Changed;
 use crate::scan::{self, Index, Scanned};
@@ -344,7 +344,10 @@ fn is_empty(scanned: &Scanned) -> bool {
 pub(super) fn explain(refusal: &Refusal, limit: MaxDelete) -> String {
     match refusal {
         Refusal::EmptySource { there } => {
-            format!("the tree is empty now, and was published with {there} files: is it really there?")
+            format!(
+                "the tree is empty now, and was published with {}: is it really there?",
+                counted(*there, "file")
+            )
         }
         Refusal::TooManyDeletions { lost, there, .. } => {
             format!(

@@ -22,7 +22,7 @@ use crate::agent::role::{NOT_OPEN, have_done};
 use crate::apply::write_all;
 use crate::disk::{Dir, remove_tree, wall_ms};
 use crate::error::{Class, Context as _, Error, Result, lock};
-use crate::model::{Digest, NodeId, listed};
+use crate::model::{Digest, NodeId, counted, listed};
 use crate::peer::{Piece, Sought};
 use crate::plan::CONTROL_DIR;
 use round::{Accepted, Ended, Got, Round};
@@ -212,9 +212,9 @@ impl<'a> Seeking<'a> {
             return Ok(());
         }
         let what = format!(
-            "the content of {} files would have to come from the mirrors, which takes {bytes} bytes and {names} inodes here \
+            "the content of {} would have to come from the mirrors, which takes {bytes} bytes and {names} inodes here \
              until it is in place; {free} bytes and {} inodes are free. Nothing was changed",
-            what.len(),
+            counted(what.len(), "file"),
             fs.f_favail
         );
         Err(Error::new(Class::Refused, what))

@@ -8,7 +8,7 @@ use super::{Order, SourceTree, lock, retain};
 use crate::config::Allow;
 use crate::disk::{Dir, boot_ms};
 use crate::error::{Class, Error, Result};
-use crate::model::{Digest, GenId, Generation, Name, Node, NodeId, Report, TreePath};
+use crate::model::{Digest, GenId, Generation, Name, Node, NodeId, Report, TreePath, counted};
 use crate::peer::{self, Behind, Piece, Sought};
 use crate::plan::CONTROL_DIR;
 
@@ -115,8 +115,8 @@ impl peer::Serve for SourceTree {
         tracing::warn!(
             tree = self.config.name,
             %node,
-            "content of {} files arrived there and was not what its digest says; they are read again",
-            paths.len()
+            "content of {} arrived there and was not what its digest says; it is read again",
+            counted(paths.len(), "file")
         );
         let _ = self.orders.send(Order::Suspect(paths));
     }

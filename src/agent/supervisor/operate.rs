@@ -1,12 +1,15 @@
 //! What operators and deploy jobs order: pause, drain, hold.
 
 use std::path::Path;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use super::{Agent, lock};
 use crate::agent::orders::Ordered;
 use crate::agent::role::{HoldOrder, Role};
-use crate::disk::{Dir, ensure_dir_all, write_atomic};
+use crate::disk::{Dir, boot_ms, ensure_dir_all, write_atomic};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{GenId, NodeId, RefreshState, State, escaped};
 use crate::refresh::Refresher;
@@ -15,6 +18,19 @@ const DRAINED: &str = "drained.json";
 /// Whoever has a generation tried again waits no longer for the outcome.
 const AGAIN: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// A picture is asked for again after so long.
+const AGAIN_SHOWN: Duration = Duration::from_millis(50);
+/// What load balancers are told is waited for no longer.
+const SHOWN: Duration = Duration::from_secs(3);
+
+/// The public port answers from pictures of the agent that are taken now and then.
+pub(super) struct Pictures {
+    /// Asks for one.
+    asks: SyncSender<()>,
+    /// When the newest one was begun, in milliseconds of the boot clock.
+    begun: watch::Receiver<u64>,
+}
 
 /// Whether the node was drained when the agent ended. A record that cannot be read counts.
 pub(super) fn read_drained(state_dir: &Path) -> Result<Option<Ordered>> {
@@ -155,6 +171,38 @@ impl Agent {
             }
         }
         refresher.force(force).await
+    }
+
+    /// From now on the public port answers from pictures that `asks` asks for; `begun` says when the newest one was begun, in
+    /// milliseconds of the boot clock.
+    pub fn set_pictures(&self, asks: SyncSender<()>, begun: watch::Receiver<u64>) {
+        if !self.stop.is_cancelled() {
+            *lock(&self.pictures) = Some(Pictures { asks, begun });
+        }
+    }
+
+    /// Waits until the public port, where there is one, tells of all that was ordered before; not longer than some seconds.
+    pub async fn until_shown(&self) {
+        let Some((asks, mut begun)) =
+            lock(&self.pictures).as_ref().map(|p| (p.asks.clone(), p.begun.clone()))
+        else {
+            return;
+        };
+        let now = boot_ms();
+        let shown = async {
+            // one that was begun in this very millisecond may be from before
+            while *begun.borrow_and_update() <= now {
+                // a full queue means that it was asked already
+                let _ = asks.try_send(());
+                let again = tokio::time::timeout(AGAIN_SHOWN, begun.changed()).await;
+                if matches!(again, Ok(Err(_))) {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(SHOWN, shown).await.is_err() {
+            tracing::warn!("the public port does not tell of it yet");
+        }
     }
 
     fn set_drained(&self, by: Option<Ordered>) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Agent, lock};
 use crate::config::{Allow, Role as RoleConfig};
 use crate::error::{Class, Error, Result};
-use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, TreeStatus};
+use crate::model::{GenId, NodeId, NodeStatus, RefreshState, RoleName, State, TreeStatus, counted_as};
 
 /// The state in memory is looked at so often.
 const LOOK: Duration = Duration::from_millis(20);
@@ -27,6 +27,9 @@ pub struct Wait {
     pub scope: Scope,
     /// Milliseconds until the answer comes, whatever it is.
     pub wait_ms: u64,
+    /// Of `generation: None`: milliseconds in which the look is waited for, also where `wait_ms` is less.
+    #[serde(default)]
+    pub look_ms: u64,
 }
 
 /// Whom to wait for.
@@ -55,6 +58,9 @@ pub struct Waited {
     pub consistent: Vec<NodeId>,
     /// Nodes that do not, and why.
     pub missing: Vec<(NodeId, String)>,
+    /// What was written until the question is still being looked for.
+    #[serde(default)]
+    pub looking: bool,
 }
 
 impl Agent {
@@ -69,10 +75,13 @@ impl Agent {
             let what = "only the source of a tree knows of all nodes; ask there";
             return Err(Error::new(Class::Config, what));
         }
-        let end = Instant::now() + Duration::from_millis(wait.wait_ms.min(60_000));
+        let after = |ms: u64| Instant::now() + Duration::from_millis(ms.min(60_000));
+        let (end, look_end) = (after(wait.wait_ms), after(wait.look_ms));
         let token = wait.generation.is_none().then(|| wait.token.unwrap_or_else(|| role.flush()));
         let mut target = wait.generation;
         loop {
+            // first, so that what the look found is in the status
+            let looked = token.is_none_or(|token| role.has_looked(token));
             let flushed = token.is_none_or(|token| role.is_flushed(token));
             let status = role.status();
             if target.is_none() && flushed {
@@ -83,9 +92,11 @@ impl Agent {
             if target.is_none() {
                 // nobody has what nobody could get
                 waited.consistent.clear();
-                waited.missing.insert(0, (lock(&self.config).node.id.clone(), unpublished(&status)));
+                waited.looking = !looked;
+                waited.missing.insert(0, (lock(&self.config).node.id.clone(), unpublished(&status, looked)));
             }
-            if waited.missing.is_empty() || Instant::now() >= end {
+            let now = Instant::now();
+            if waited.missing.is_empty() || now >= end && !(waited.looking && now < look_end) {
                 return Ok(waited);
             }
             tokio::time::sleep(LOOK).await;
@@ -105,11 +116,12 @@ impl Agent {
     }
 }
 
-/// Why what was written is not a generation yet.
-fn unpublished(status: &TreeStatus) -> String {
+/// Why what was written is not a generation yet; `looked`: all of it was looked at.
+fn unpublished(status: &TreeStatus, looked: bool) -> String {
     let own = status.nodes.first();
-    if own.is_some_and(|n| n.role == RoleName::Mirror) {
-        return "the source has not answered yet".into();
+    if let Some(own) = own.filter(|n| n.role == RoleName::Mirror) {
+        let why = own.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
+        return format!("the source has not answered yet{why}");
     }
     let why = match own.map(|n| (n.state, n)) {
         Some((_, n)) if n.paused.is_some() => {
@@ -124,6 +136,7 @@ fn unpublished(status: &TreeStatus) -> String {
         Some((_, n)) if n.error.is_some() => n.error.as_ref().map_or("", |e| e.what.as_str()).to_owned(),
         _ => match status.held.first() {
             Some(held) => format!("{} is not finished ({})", held.path, held.why),
+            None if !looked => return "the source is still looking for what was written".into(),
             None => "it settles".into(),
         },
     };
@@ -209,7 +222,7 @@ fn lacks(node: &NodeStatus, target: GenId) -> Option<String> {
     } else if let Some(error) = &node.error {
         format!("{}; has {which}", error.what)
     } else if node.drift > 0 {
-        format!("{} paths were edited there", node.drift)
+        format!("{} edited there", counted_as(node.drift, "path", ("was", "were")))
     } else if has && refresh.is_none_or(|r| r.state == RefreshState::Idle) {
         // edits that nobody has judged yet, or a connection that is just made
         let doing = if node.state == State::Starting { "it starts, and " } else { "" };
@@ -250,6 +263,27 @@ mod tests {
         let expected = ["a", "b"].map(|n| NodeId::new(n).unwrap()).into();
         let waited = judge(status, &expected, &scope, Some(id(5))).unwrap();
         waited.missing.iter().map(|(n, why)| format!("{n}: {why}")).collect()
+    }
+
+    #[test]
+    fn while_the_look_goes_on_nobody_says_that_something_settles() {
+        let own = NodeStatus {
+            state: State::Current,
+            ..NodeStatus::new(NodeId::new("a").unwrap(), RoleName::Source)
+        };
+        let status = tree(vec![own]);
+        assert_eq!(unpublished(&status, false), "the source is still looking for what was written");
+        assert_eq!(unpublished(&status, true), "not all that was written is published: it settles");
+        // what keeps everything back is so before the look is over
+        let hold = crate::model::Hold {
+            who: "x".into(),
+            command: "job".into(),
+            for_ms: 1,
+            failed: None,
+            failed_for_ms: None,
+        };
+        let held = TreeStatus { hold: Some(hold), ..status };
+        assert!(unpublished(&held, false).contains("held for job"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{Into, Trash, TrashAnswer};
 use crate::apply::{Amount, Found, find_trashed};
 use crate::disk::ensure_dir_all;
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{TreePath, escaped};
+use crate::model::{TreePath, counted, escaped};
 use crate::plan::CONTROL_DIR;
 
 /// So many paths are named at most.
@@ -69,9 +69,9 @@ impl Trash<'_> {
         let commits: BTreeSet<u64> = found.iter().map(|f| f.commit).collect();
         let commits: Vec<String> = commits.iter().map(u64::to_string).collect();
         let message = format!(
-            "restored {} files ({} bytes) into {place}, as they were before commit {}",
-            sum.files,
-            sum.bytes,
+            "restored {} ({}) into {place}, as before commit {}",
+            counted(sum.files, "file"),
+            counted(sum.bytes, "byte"),
             commits.join(", ")
         );
         Ok(TrashAnswer::Done { message, files: sum.files, bytes: sum.bytes })

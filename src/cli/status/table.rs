@@ -4,6 +4,7 @@
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table};
 use serde::Serialize;
 
+pub(in crate::cli) use crate::model::counted as count;
 use crate::model::{
     Mark, NodeStatus, Percentiles, RefreshState, RefreshStatus, State, Status, TreeStatus, escape,
 };
@@ -19,6 +20,9 @@ const NOTE_WIDTH: usize = 30;
 
 /// Held paths named; `--json` has more.
 const HELD: usize = 5;
+
+/// What opens the trees for the service.
+const DROP_IN: &str = "syncagent config systemd > /etc/systemd/system/syncagent.service.d/trees.conf";
 
 /// Days before its end from which a certificate is mentioned.
 const CERTIFICATE_DAYS: i64 = 30;
@@ -74,7 +78,11 @@ fn headline(tree: &TreeStatus) -> String {
     match (tree.head, tree.head_age_ms) {
         (Some(head), Some(age)) => line += &format!("  generation {head}, {} old", duration(age)),
         (Some(head), None) => line += &format!("  generation {head}"),
-        (None, _) => line += "  no generation yet",
+        (None, _) => match tree.nodes.first().and_then(|own| own.applied.max(own.generation)) {
+            // a mirror whose source was not heard since the start
+            Some(has) => line += &format!("  generation {has} in place, the newest is not known yet"),
+            None => line += "  no generation yet",
+        },
     }
     if let Some(files) = tree.files {
         line += &format!("  {}", count(files, "file"));
@@ -100,8 +108,13 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
     if let Some(holder) = &tree.lock {
         say(2, format!("! locked by {}", shown(holder)));
     }
+    if let Some(why) = &tree.unwritable {
+        say(2, format!("! the tree cannot be written: {}; where that is the service's sandbox:", shown(why)));
+        say(BELOW, DROP_IN.to_owned());
+        say(BELOW, "systemctl daemon-reload && systemctl restart syncagent".to_owned());
+    }
     if let Some(hold) = &tree.hold {
-        let (who, command, age) = (shown(&hold.who), shown(&hold.command), duration(hold.for_ms));
+        let (who, command, age) = (shown(&hold.who), shown(&hold.command), duration(hold.since_ms()));
         match &hold.failed {
             None => say(2, format!("! held by {who} for {age}, until this command ends: {command}")),
             Some(why) => {
@@ -126,10 +139,8 @@ fn problems(status: &Status, tree: &TreeStatus) -> Vec<(u16, String)> {
         );
         say(BELOW, format!("syncagent approve {} {}", word(&tree.name), word(&plan.id)));
     }
-    // a tree that just starts does not know yet
-    let starts = tree.nodes.iter().any(|n| n.node == status.node && n.state == State::Starting);
-    if !tree.watch.native && (tree.watch.reason.is_some() || !starts) {
-        let why = tree.watch.reason.as_deref().unwrap_or("no reason given");
+    // without a reason it is not known yet, or the tree is not open: what keeps it so is said elsewhere
+    if let Some(why) = tree.watch.reason.as_ref().filter(|_| !tree.watch.native) {
         say(2, format!("! changes are found by scanning, not by events: {}", shown(why)));
     }
     if tree.held_count > 0 {
@@ -290,11 +301,6 @@ pub(in crate::cli) fn shown(text: &str) -> String {
 fn word(text: &str) -> String {
     // fails for NUL only, which is escaped
     shlex::try_quote(&shown(text)).map(String::from).unwrap_or_default()
-}
-
-/// `1 file`, `2 files`.
-pub(in crate::cli) fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Milliseconds for people, rounded down: "240 ms", "3.2 s", "42 s", "5 min", "2 h", "3 days".

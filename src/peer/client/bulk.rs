@@ -103,6 +103,7 @@ impl Client {
                 Begun::Answer(link, response) => {
                     return Ok(Answer::new(lane, link, response.into_body(), cancel));
                 }
+                Begun::NotYet(e) => return Err(e),
                 Begun::Busy(e, _) if began.elapsed() >= PATIENCE => return Err(e),
                 Begun::Busy(_, later) => later,
             };

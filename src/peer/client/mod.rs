@@ -90,6 +90,8 @@ enum Begun {
     Answer(Link, Response<Incoming>),
     /// Too much is under way; again after so long.
     Busy(Error, Duration),
+    /// The source, or its tree, is just being started or stopped.
+    NotYet(Error),
 }
 
 impl Client {
@@ -104,7 +106,8 @@ impl Client {
     /// none: another one ends the wait. `None` when nothing is published yet.
     ///
     /// # Errors
-    /// As described at [`Client`]; [`Class::Refused`] also when the source is older than `known` or `seen`.
+    /// As described at [`Client`]; [`Class::Refused`] also when the source is older than `known` or `seen`. [`Class::Busy`]:
+    /// the source says that it is not ready yet (it starts or stops, or sets the tree up anew), so all is as it should be.
     pub async fn head(
         &self,
         known: Option<GenId>,
@@ -120,7 +123,9 @@ impl Client {
             query.push_str(&format!("&seen={id}&root={root}"));
         }
         let ask = Ask::new(&self.0, Method::GET, "head", &query, Bytes::new());
-        let Some(body) = self.0.call(&ask, wait + ANSWER, HEAD_BODY).await? else { return Ok(None) };
+        let Some(body) = self.0.call_as(&ask, wait + ANSWER, HEAD_BODY, Class::Busy).await? else {
+            return Ok(None);
+        };
         let garbage = |e| Error::integrity(format!("{}: not the head of a tree: {e}", ask.what));
         serde_json::from_slice(&body).map(Some).map_err(garbage)
     }
@@ -224,10 +229,22 @@ fn in_path(name: &str) -> String {
 impl Inner {
     /// A whole short answer; `None` for 204.
     async fn call(&self, ask: &Ask, limit: Duration, most: usize) -> Result<Option<Bytes>> {
+        self.call_as(ask, limit, most, Class::Transient).await
+    }
+
+    /// The same; what the source is not ready for yet is an error of the class `not_yet`.
+    async fn call_as(
+        &self,
+        ask: &Ask,
+        limit: Duration,
+        most: usize,
+        not_yet: Class,
+    ) -> Result<Option<Bytes>> {
         let idle = lock(&self.idle).pop();
         let (mut link, response) = match self.begin(idle, ask, limit, None).await? {
             Begun::Answer(link, response) => (link, response),
             Begun::Busy(e, _) => return Err(e),
+            Begun::NotYet(e) => return Err(Error { class: not_yet, ..e }),
         };
         let nothing = response.status() == StatusCode::NO_CONTENT;
         let late = format!("{}: no whole answer", ask.what);
@@ -277,7 +294,11 @@ impl Inner {
         }
         let busy = response.status() == StatusCode::TOO_MANY_REQUESTS;
         let later = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
+        let not_yet = response.status() == StatusCode::SERVICE_UNAVAILABLE && later.is_some();
         let e = judge::refused(&ask.what, &mut link, response, cancel).await;
+        if not_yet {
+            return Ok(Begun::NotYet(e));
+        }
         if busy { Ok(Begun::Busy(e, Duration::from_secs(later.unwrap_or(1).clamp(1, 5)))) } else { Err(e) }
     }
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::{NODE_CONNECTIONS, NODE_REQUESTS, Slot, What};
 use super::paced::{Busy, Paced, Phase};
-use super::refuse::{Reason, Refusal};
+use super::refuse::{Reason, Refusal, not_now};
 use super::{Server, Tree, lock};
 use crate::model::{NodeId, escape};
 use crate::peer::wire::{H_CLUSTER, H_NODE, H_PROTOCOL, PROTOCOL};
@@ -192,7 +192,11 @@ impl Drop for Peer {
 impl Caller {
     /// The tree of that name, if the node may read it.
     pub(super) fn tree(&self, name: &str) -> Result<Arc<Tree>, Refusal> {
-        let tree = self.peer.server.tree(name).ok_or_else(|| {
+        let server = &self.peer.server;
+        let tree = server.tree(name).ok_or_else(|| {
+            if server.is_expected(name) {
+                return not_now(format!("the source is starting: tree `{name}` is not ready yet"));
+            }
             let text = format!("there is no tree `{}` here", escape(name.as_bytes()));
             Refusal::new(StatusCode::NOT_FOUND, Reason::Tree, text)
         })?;

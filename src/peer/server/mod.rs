@@ -9,7 +9,7 @@ mod refuse;
 mod routes;
 mod stream;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -172,6 +172,8 @@ pub struct Server {
     node: NodeId,
     cluster: String,
     trees: RwLock<HashMap<String, Arc<Tree>>>,
+    /// The trees that should be here: one of them that is not is just being started.
+    expected: RwLock<HashSet<String>>,
     tls: RwLock<Option<Arc<ServerConfig>>>,
     router: Router,
     limits: Arc<Limits>,
@@ -187,6 +189,7 @@ impl Server {
             node,
             cluster,
             trees: RwLock::default(),
+            expected: RwLock::default(),
             tls: RwLock::new(tls),
             router: routes::router(),
             limits: Arc::default(),
@@ -216,6 +219,11 @@ impl Server {
         old.values().for_each(|tree| tree.gone.cancel());
     }
 
+    /// Replaces the names of the trees that are here or will be: who asks for one that is not here yet is told to ask again.
+    pub fn set_expected(&self, names: HashSet<String>) {
+        *self.expected.write().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
     /// Replaces the certificate for connections to come.
     pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
         *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
@@ -232,6 +240,10 @@ impl Server {
 
     fn tree(&self, name: &str) -> Option<Arc<Tree>> {
         self.trees.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn is_expected(&self, name: &str) -> bool {
+        self.expected.read().unwrap_or_else(PoisonError::into_inner).contains(name)
     }
 
     /// Accepts until `stop` is set; then ends within 2 s, cutting off what is not finished by then.

@@ -50,6 +50,8 @@ pub enum Reason {
     Slow,
     /// The source could not answer.
     Failed,
+    /// The source, or the tree, is just being started or stopped: nobody's fault, and neither counted nor a warning.
+    NotNow,
 }
 
 /// A refusal, as the peer sees it.
@@ -64,6 +66,11 @@ impl Refusal {
     pub(super) fn new(status: StatusCode, reason: Reason, text: impl Into<String>) -> Self {
         Self { status, reason, text: text.into() }
     }
+}
+
+/// It passes by itself, and soon.
+pub(super) fn not_now(text: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Reason::NotNow, text)
 }
 
 /// What the agent could not do.
@@ -88,7 +95,7 @@ impl IntoResponse for Refusal {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
+        if self.status == StatusCode::TOO_MANY_REQUESTS || self.reason == Reason::NotNow {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         // for the one place that counts and logs
@@ -106,9 +113,17 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn refused(&self, peer: &str, reason: Reason, text: &str) {
+        if reason == Reason::NotNow {
+            return tracing::debug!(peer, "not now: {text}");
+        }
         *lock(&self.counts).entry(reason).or_default() += 1;
-        if self.may_log(peer, reason) {
-            tracing::warn!(peer, ?reason, "refused: {text}");
+        if !self.may_log(peer, reason) {
+            return;
+        }
+        match reason {
+            // the tree itself warns of it, and its mirrors cannot but ask again
+            Reason::Superseded => tracing::debug!(peer, ?reason, "refused: {text}"),
+            _ => tracing::warn!(peer, ?reason, "refused: {text}"),
         }
     }
 
@@ -152,6 +167,8 @@ mod tests {
             ledger.refused("a", Reason::Node, "");
         }
         assert_eq!(ledger.counts()[&Reason::Node], 3);
+        ledger.refused("a", Reason::NotNow, "");
+        assert_eq!(ledger.counts().len(), 1);
     }
 
     #[test]

@@ -20,9 +20,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Piece;
 use super::conn::Caller;
 use super::content::{Contents, Objects};
-use super::refuse::{Reason, Refusal};
+use super::refuse::{Reason, Refusal, not_now};
 use super::stream;
-use crate::error::{Class, Error};
 use crate::model::{Digest, GenId};
 use crate::peer::wire::{self, Head, Hello, MAX_WAIT};
 
@@ -124,11 +123,11 @@ async fn head(
             _ => {}
         }
         tokio::select! {
-            changed = heads.changed() => changed.map_err(|_| later(ANEW))?,
-            changed = next_round(&mut seeks) => changed.map_err(|_| later(ANEW))?,
-            () = tree.gone.cancelled() => return Err(later(ANEW)),
+            changed = heads.changed() => changed.map_err(|_| not_now(ANEW))?,
+            changed = next_round(&mut seeks) => changed.map_err(|_| not_now(ANEW))?,
+            () = tree.gone.cancelled() => return Err(not_now(ANEW)),
             () = sleep_until(until) => {}
-            () = caller.peer.stop.cancelled() => return Err(later("the source is stopping")),
+            () = caller.peer.stop.cancelled() => return Err(not_now("the source is stopping")),
         }
     }
 }
@@ -138,10 +137,6 @@ async fn next_round(seeks: &mut Option<watch::Receiver<u64>>) -> Result<(), watc
         Some(seeks) => seeks.changed().await,
         None => std::future::pending().await,
     }
-}
-
-fn later(text: &str) -> Refusal {
-    Error::new(Class::Transient, text).into()
 }
 
 async fn objects(Extension(caller): Extension<Caller>, Path(tree): Path<String>, body: Body) -> Answer {
@@ -228,7 +223,7 @@ async fn piece(
     let slot = caller.slot()?;
     let bytes = read(body, wire::PIECE).await?;
     let piece = Piece { round: query.round, index: query.index, from: query.from };
-    let stopped = || later("the source is stopping");
+    let stopped = || not_now("the source is stopping");
     let permit = Arc::clone(&tree.reads).acquire_owned().await.map_err(|_| stopped())?;
     let written = tokio::task::spawn_blocking(move || {
         // both stay with the thread, even if nobody waits for it any more

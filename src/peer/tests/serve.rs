@@ -286,6 +286,22 @@ fn a_bug_in_one_request_leaves_the_others_alone() {
 }
 
 #[test]
+fn a_tree_that_is_being_started_is_asked_for_again_and_counts_as_no_refusal() {
+    let rig = Rig::new();
+    let client = rig.client_of(rig.tcp(true), "mirror", "test", "later");
+    let head = || rig.runtime.block_on(client.head(None, None, 0, Duration::ZERO)).unwrap_err();
+    rig.server.set_expected(["later".to_owned()].into());
+    let e = head();
+    assert!(e.class == Class::Busy && e.what.contains("is not ready yet"), "{e}");
+    let e = client.objects(&[Digest::of(b"x")], &mut |_, _| Ok(())).unwrap_err();
+    assert_eq!(e.class, Class::Transient);
+    assert!(rig.server.counters().refused.is_empty(), "{:?}", rig.server.counters());
+    rig.server.set_expected(Default::default());
+    assert_eq!(head().class, Class::Refused);
+    assert_eq!(rig.refused(Reason::Tree), 1);
+}
+
+#[test]
 fn connections_are_counted_for_the_tree_until_they_go() {
     let rig = Rig::new();
     let client = rig.client();
@@ -334,7 +350,7 @@ fn the_server_ends_within_two_seconds_whatever_is_under_way() {
     let began = Instant::now();
     rig.end();
     assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
-    assert_eq!(rig.runtime.block_on(poll).unwrap().unwrap_err().class, Class::Transient);
+    assert_eq!(rig.runtime.block_on(poll).unwrap().unwrap_err().class, Class::Busy);
     assert_eq!(rig.server.counters().open, 0);
 }
 
@@ -398,7 +414,7 @@ fn a_reload_takes_trees_away_and_ends_their_polls() {
     let began = Instant::now();
     rig.server.set_trees(HashMap::from([("t".to_owned(), other as Arc<dyn Serve>)]));
     let e = rig.runtime.block_on(poll).unwrap().unwrap_err();
-    assert!(e.class == Class::Transient && e.what.contains("set up anew"), "{e}");
+    assert!(e.class == Class::Busy && e.what.contains("set up anew"), "{e}");
     assert!(began.elapsed() < Duration::from_secs(10));
     rig.runtime.block_on(idle.report(&Report::default())).unwrap();
     rig.runtime.block_on(client.report(&Report::default())).unwrap();

@@ -90,24 +90,29 @@ impl Viewer {
 /// # Errors
 /// The thread cannot be started.
 pub(super) fn start(agent: &Arc<Agent>) -> Result<Viewer> {
-    let agent = agent.clone();
-    start_by(move || View { status: agent.status(), at: boot_ms() })
+    let its = agent.clone();
+    let (viewer, begun) = start_by(move || View { status: its.status(), at: boot_ms() })?;
+    agent.set_pictures(viewer.asks.clone(), begun);
+    Ok(viewer)
 }
 
-fn start_by(take: impl Fn() -> View + Send + 'static) -> Result<Viewer> {
+/// Also gives when the newest picture was begun.
+fn start_by(take: impl Fn() -> View + Send + 'static) -> Result<(Viewer, watch::Receiver<u64>)> {
+    let (begins, begun) = watch::channel(0);
     let (asks, asked) = sync_channel(1);
     let (sender, newest) = watch::channel(Arc::new(take()));
     let courses = Arc::new(Mutex::new(Courses::default()));
     let its = courses.clone();
-    let run = move || look(&take, &asked, &sender, &its);
+    let run = move || look(&take, &asked, &sender, &begins, &its);
     std::thread::Builder::new().name("public view".into()).spawn(run).context(|| "start a thread".into())?;
-    Ok(Viewer { asks, newest, courses })
+    Ok((Viewer { asks, newest, courses }, begun))
 }
 
 fn look(
     take: &dyn Fn() -> View,
     asked: &Receiver<()>,
     newest: &watch::Sender<Arc<View>>,
+    begins: &watch::Sender<u64>,
     courses: &Mutex<Courses>,
 ) {
     let mut next = Instant::now();
@@ -116,13 +121,14 @@ fn look(
             Err(RecvTimeoutError::Disconnected) => return,
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
         }
-        let begun = Instant::now();
+        let (begun, begun_ms) = (Instant::now(), boot_ms());
         let view = Arc::new(take());
         if begun >= next {
             lock(courses).add(&view.status);
             next = begun + STEP;
         }
         newest.send_replace(view);
+        begins.send_replace(begun_ms);
         std::thread::sleep((begun.elapsed() * REST).min(REST_MAX));
     }
 }
@@ -193,7 +199,7 @@ mod tests {
             std::thread::sleep(PATIENCE * 10);
             View { status: status(), at: boot_ms() }
         };
-        let viewer = start_by(slow).unwrap();
+        let (viewer, _begun) = start_by(slow).unwrap();
         // what is tested is that time passes and nobody asks
         tokio::time::sleep(IDLE * 4).await;
         let age = boot_ms() - viewer.look().await.at;

@@ -158,6 +158,9 @@ fn a_source_restored_from_a_backup_publishes_nothing_until_it_is_reset() {
     a.wait_for_state("superseded");
     c.scratch.write("a/tree/d1/another", "published later");
     assert!(c.tree("b").join("d1/newer").exists(), "the mirror went back");
+    // that it is asked again and again is nobody's fault
+    until("that the mirror was told", || b.own()["error"].to_string().contains("never made"));
+    assert_eq!(a.tree()["refused_peers"], 0);
     let refused = a.order(&["source", "reset", "t"]);
     assert_eq!(refused.code, 2, "{refused:?}");
     a.order(&["source", "reset", "t", "--approve"]).code(0);
@@ -336,5 +339,37 @@ fn lines_of_json_for_the_journal_begin_with_their_level_too() {
             };
             assert_eq!(level, expected, "{line}");
         }
+    }
+}
+
+#[test]
+fn a_reload_and_a_restart_of_the_source_leave_no_refusals_and_no_warnings() {
+    let c = Cluster::new(&["a", "b"]);
+    c.source("a", "");
+    c.scratch.write("a/tree/x", "1");
+    c.mirror("b", "a", "");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    for (from, to) in [("50ms", "60ms"), ("60ms", "70ms"), ("70ms", "80ms")] {
+        let before = a.log_text().matches("took over the new configuration").count();
+        c.edit("a", from, to);
+        a.signal(Signal::HUP);
+        until("the reload", || a.log_text().matches("took over the new configuration").count() == before + 1);
+        c.scratch.write("a/tree/x", to);
+        c.assert_converges(&a, &b, ("a", "b"));
+        assert_eq!(a.tree()["refused_peers"], 0);
+    }
+    a.stop();
+    until("that it is noticed", || b.own()["connected"] == false);
+    let a = c.start("a");
+    c.assert_converges(&a, &b, ("a", "b"));
+    assert_eq!(a.tree()["refused_peers"], 0);
+    assert!(!a.log_text().contains("refused: "), "{}", a.log_tail());
+    for line in b.log_text().lines().filter(|line| line.contains("WARN")) {
+        // that nobody listened meanwhile is worth a warning
+        assert!(
+            !line.contains("set up anew") && !line.contains("is stopping") && !line.contains("404"),
+            "{line}"
+        );
     }
 }

@@ -179,6 +179,8 @@ impl Cluster {
     #[track_caller]
     pub fn assert_converges(&self, source: &Agent, mirror: &Agent, nodes: (&str, &str)) {
         let logs = || [source, mirror].map(Agent::log_tail).join("\n");
+        // one that was never heard is nobody that can be waited for
+        assert!(eventually(|| source.row(nodes.1).is_object()), "{}", logs());
         let mut last = (Value::Null, Value::Null);
         let mut waited = None;
         let has_all = || {

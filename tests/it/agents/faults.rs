@@ -2,8 +2,10 @@
 
 use std::process::Command;
 
-use super::cluster::{Cluster, noise, until};
-use crate::support::program;
+use rustix::process::Signal;
+
+use super::cluster::{Cluster, noise, run, until};
+use crate::support::{needs_root, program, tool};
 
 #[test]
 fn killed_at_random_points_source_and_mirror_end_equal() {
@@ -77,4 +79,57 @@ fn without_a_watch_left_source_and_mirror_go_on_by_polling_and_say_so() {
     c.scratch.write("b/tree/d/x", "drift");
     until("the repair", || c.scratch.read("b/tree/d/x") == b"2");
     c.assert_converges(&a, &b, ("a", "b"));
+}
+
+/// A directory mounted on itself so that it cannot be written; unmounted when dropped.
+struct ReadOnly(std::path::PathBuf);
+
+impl ReadOnly {
+    fn new(at: std::path::PathBuf) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
+        let path = at.as_os_str();
+        tool("mount", &["--bind".as_ref(), path, path]);
+        let mounted = Self(at.clone());
+        tool("mount", &["-o".as_ref(), "remount,bind,ro".as_ref(), path]);
+        mounted
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_tree_that_cannot_be_written_is_named_with_the_remedy_also_after_a_reload() {
+    if !needs_root("a read-only tree") {
+        return;
+    }
+    let c = Cluster::local();
+    c.source("a", "");
+    c.scratch.write("a/tree/x", "1");
+    c.mirror("b", "a", "");
+    let closed = (ReadOnly::new(c.tree("a")), ReadOnly::new(c.tree("b")));
+    for node in ["a", "b"] {
+        // as systemd starts it
+        let mut command = Command::new(program());
+        command.env("INVOCATION_ID", "x");
+        let agent = c.start_by(node, command);
+        until("the finding", || agent.tree()["unwritable"].to_string().contains("Read-only file system"));
+        let text = run(&["status", "--socket", agent.socket.to_str().unwrap()]).out;
+        assert!(text.contains("! the tree cannot be written: "), "{text}");
+        assert!(text.contains("\n      syncagent config systemd > "), "{text}");
+        let said = |n: usize| agent.log_text().matches("is read-only here").count() >= n;
+        until("the warning", || said(1));
+        agent.signal(Signal::HUP);
+        until("the warning after a reload", || said(2));
+        let checked = run(&["config", "check", "--config", c.config_path(node).to_str().unwrap()]).code(0);
+        assert!(checked.err.contains("cannot be written here: Read-only file system"), "{checked:?}");
+        agent.stop();
+    }
+    drop(closed);
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    assert!(a.tree().get("unwritable").is_none() && b.tree().get("unwritable").is_none());
 }

@@ -97,6 +97,8 @@ fn a_command_that_fails_leaves_the_tree_held_until_the_next_that_succeeds() {
     let failed = a.tree()["hold"]["failed"].as_str().unwrap().to_owned();
     assert!(failed.contains("exit code 42"), "{failed}");
     assert!(a.own()["error"]["what"].as_str().unwrap().contains("--release"), "{}", a.own());
+    let held = a.tree()["hold"].clone();
+    assert!(held["failed_for_ms"].as_u64().unwrap() <= held["for_ms"].as_u64().unwrap(), "{held}");
     // it stays so over a restart
     a.stop();
     let a = c.start("a");
@@ -113,9 +115,16 @@ fn a_hold_whose_process_is_killed_has_failed_and_a_release_ends_it() {
     let (c, a, _b) = pair("settle = \"0s\"\n", "");
     let before = number(&a);
     let mut job = hold_until(&c, &a, "true");
+    // long enough to tell the two times apart
+    until("some time", || a.tree()["hold"]["for_ms"].as_u64() >= Some(700));
+    assert!(a.tree()["hold"].get("failed_for_ms").is_none());
     job.kill().unwrap();
     job.wait().unwrap();
     until("the failure", || a.tree()["hold"]["failed"].is_string());
+    let held = a.tree()["hold"].clone();
+    assert!(held["for_ms"].as_u64().unwrap() >= held["failed_for_ms"].as_u64().unwrap() + 600, "{held}");
+    let text = run(&["status", "--socket", a.socket.to_str().unwrap()]).out;
+    assert!(text.contains(" failed, ") && !text.contains("scanning"), "{text}");
     flush(&a).code(7);
     assert_eq!(number(&a), before);
     let ran = a.order(&["hold", "t", "--release"]).code(0);
@@ -424,4 +433,45 @@ fn a_node_that_was_just_heard_is_waited_for_also_after_a_crash() {
     let a = c.start("a");
     let ran = a.order(&["wait", "t", "--timeout", "500ms"]).code(7);
     assert!(ran.out.contains("b: not heard for"), "{ran:?}");
+}
+
+#[test]
+fn a_mistake_in_the_configuration_keeps_nobody_from_the_agent_that_runs() {
+    let c = Cluster::local();
+    c.source("a", "");
+    let a = c.start("a");
+    let path = c.config_path("a");
+    let (sound, config) = (std::fs::read_to_string(&path).unwrap(), path.to_str().unwrap());
+    for wrong in ["bogus = 1\nsettle-max = \"x\"\n", "[tree.u\n"] {
+        std::fs::write(&path, format!("{sound}{wrong}")).unwrap();
+        for words in [
+            &["status"][..],
+            &["wait", "t"],
+            &["pause", "t"],
+            &["resume", "t"],
+            &["drain"],
+            &["undrain"],
+            &["history", "t"],
+        ] {
+            let ran = run(&[words, &["--config", config]].concat()).code(0);
+            assert_eq!(ran.err.lines().count(), 1, "{words:?}: {ran:?}");
+            let socket = a.socket.display().to_string();
+            for part in ["syncagent: warning: ", config, &socket, "config check"] {
+                assert!(ran.err.contains(part), "{words:?}: {ran:?}");
+            }
+        }
+        let ran = run(&["hold", "t", "--config", config, "--", "true"]).code(0);
+        assert!(ran.err.starts_with("syncagent: warning: "), "{ran:?}");
+    }
+    std::fs::write(&path, format!("{sound}bogus = 1\nsettle-max = \"x\"\n")).unwrap();
+    assert!(run(&["status", "--config", config]).err.contains("(and 1 more)"));
+    // where no agent is, the mistakes are what there is to say
+    a.stop();
+    let ran = run(&["status", "--config", config]).code(2);
+    assert_eq!(ran.err.lines().count(), 3, "{ran:?}");
+    assert!(
+        ran.err.contains("tree.t.bogus: there is no such key") && ran.err.contains("--socket"),
+        "{ran:?}"
+    );
+    assert_eq!(run(&["hold", "t", "--config", config, "--", "true"]).code, 125);
 }

@@ -21,6 +21,35 @@ fn in_zone(c: &Cluster, node: &str, zone: &str) {
 }
 
 #[test]
+fn wait_at_once_succeeds_where_all_is_well_and_names_who_lags() {
+    let c = Cluster::new(&["a", "b"]);
+    c.source("a", "");
+    c.scratch.write("a/tree/x", "1");
+    c.mirror("b", "a", "");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    for _ in 0..5 {
+        let ran = a.order(&["wait", "t", "--timeout", "0s"]).code(0);
+        assert!(ran.out.contains("on 2 nodes"), "{ran:?}");
+        b.order(&["wait", "t", "--timeout", "0s"]).code(0);
+    }
+    b.order(&["pause", "t"]).code(0);
+    until("that the source knows", || a.row("b")["paused"].is_object());
+    a.order(&["wait", "t", "--timeout", "0s"]).code(0);
+    let n = number(&a);
+    c.scratch.write("a/tree/x", "2");
+    until("the next generation", || number(&a) == n + 1);
+    let ran = a.order(&["wait", "t", "--timeout", "0s"]).code(7);
+    assert!(ran.out.contains("is not on 1 of 2 nodes") && ran.out.contains("b: paused by"), "{ran:?}");
+    b.order(&["wait", "t", "--timeout", "0s"]).code(7);
+    // and a mirror whose source is away does not wait for it
+    a.kill();
+    until("that it is noticed", || b.own()["state"] == "disconnected" || b.own()["connected"] == false);
+    let ran = b.order(&["wait", "t", "--timeout", "0s"]).code(7);
+    assert!(ran.out.contains("the source has not answered yet: "), "{ran:?}");
+}
+
+#[test]
 fn a_zone_is_not_complete_while_a_node_that_may_be_in_it_has_not_come_up() {
     let c = Cluster::new(&["a", "b", "c"]);
     c.source("a", "");

@@ -52,6 +52,7 @@ impl Engine {
         self.show(s);
         if !may_publish {
             self.show_pending(s);
+            self.tree.shared().looked = s.flush;
             return Ok(());
         }
         let published = self.publish(s, &scanned, only.is_none())?;
@@ -90,6 +91,7 @@ impl Engine {
             Published::Not => {}
         }
         self.show_pending(s);
+        self.tree.shared().looked = s.flush;
         Ok(())
     }
 

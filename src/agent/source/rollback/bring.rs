@@ -7,7 +7,7 @@ use super::contents::Old;
 use super::record::Phase;
 use crate::apply::{Committed, Control, Dropped, StageCounters, Stager, commit, discard_stage, next_number};
 use crate::error::{Class, Error, Result};
-use crate::model::{Node, TreePath};
+use crate::model::{Node, TreePath, counted_as};
 use crate::plan::{Counted, Diff};
 use crate::scan::{Objects, OldTree};
 use std::collections::BTreeSet;
@@ -90,8 +90,8 @@ impl Engine {
         if !done.drift.is_empty() {
             tracing::warn!(
                 tree = self.name(),
-                "{} paths were changed during the rollback; they are in the trash of commit {seq}",
-                done.drift.len()
+                "{} changed during the rollback; what was there is in the trash of commit {seq}",
+                counted_as(done.drift.len(), "path", ("was", "were"))
             );
         }
         Ok((seq, touched, done))

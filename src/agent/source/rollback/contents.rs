@@ -13,7 +13,9 @@ use super::NAMED;
 use crate::apply::{Control, Displaced, content_of, seek_trashed};
 use crate::disk::Dir;
 use crate::error::{Class, Context as _, Error, Result};
-use crate::model::{Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted, listed};
+use crate::model::{
+    Content, Digest, GenId, Node, Object, Root, Source, TreePath, Wanted, counted, counted_as, listed,
+};
 use crate::peer::Sought;
 use crate::plan::Side as _;
 use crate::scan::{Indexed, Scanned, Store};
@@ -165,13 +167,15 @@ pub(in crate::agent::source) fn gone_text(
     let why = match retention {
         Retention { generations: 0, .. } => "keep = 0: nothing is kept for rollbacks".to_owned(),
         r => format!(
-            "{} generations before the current one are kept within {} bytes (keep, keep-bytes); {} bytes are",
-            r.generations, r.limit, r.bytes
+            "{} kept before the current one within {} (keep, keep-bytes), and uses {}",
+            counted_as(r.generations, "generation", ("is", "are")),
+            counted(r.limit, "byte"),
+            counted(r.bytes, "byte")
         ),
     };
     format!(
-        "{name} cannot be rolled back to {to}: the content of {} files is gone: {named} ({why}). Nothing was changed; \
+        "{name} cannot be rolled back to {to}: the content of {} is gone: {named} ({why}). Nothing was changed; \
          mirrors: {mirrors}",
-        gone.len()
+        counted(gone.len(), "file")
     )
 }

@@ -3,7 +3,7 @@
 use super::super::retain::Retention;
 use super::NAMED;
 use crate::error::PathError;
-use crate::model::{GenId, NodeId, listed};
+use crate::model::{GenId, NodeId, counted, listed};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -75,6 +75,6 @@ pub(super) fn counts(a: &RollbackAnswer) -> String {
     } else {
         let from: Vec<String> = a.mirrors.iter().map(|(node, n)| format!("{n} from mirror {node}")).collect();
         let from = if from.is_empty() { String::new() } else { format!(" (contents: {})", from.join(", ")) };
-        format!("{}, {} bytes{from}", parts.join(", "), a.bytes)
+        format!("{}, {}{from}", parts.join(", "), counted(a.bytes, "byte"))
     }
 }

@@ -135,7 +135,8 @@ fn words_of_peers_reach_neither_the_terminal_nor_the_shell() {
     status.drained = Some(mark);
     let tree = &mut status.trees[0];
     let failed = Some(nasty.into());
-    tree.hold = Some(Hold { who: nasty.into(), command: nasty.into(), for_ms: 1, failed });
+    tree.hold =
+        Some(Hold { who: nasty.into(), command: nasty.into(), for_ms: 1, failed, failed_for_ms: None });
     (tree.path, tree.lock, tree.watch.reason) = (nasty.into(), Some(nasty.into()), Some(nasty.into()));
     (tree.held[0].path, tree.held[0].why) = (nasty.into(), nasty.into());
     for width in [None, Some(60)] {
@@ -161,8 +162,13 @@ fn what_operators_ordered_is_said_with_who_and_since_when() {
     };
     status.drained = Some(mark(Some("new disk")));
     let tree = &mut status.trees[0];
-    let hold =
-        Hold { who: "ci (process 9)".into(), command: "./install".into(), for_ms: 5_000, failed: None };
+    let hold = Hold {
+        who: "ci (process 9)".into(),
+        command: "./install".into(),
+        for_ms: 5_000,
+        failed: None,
+        failed_for_ms: None,
+    };
     tree.hold = Some(hold.clone());
     tree.nodes[1].paused = Some(mark(None));
     tree.nodes[1].refresh = Some(RefreshStatus {
@@ -180,12 +186,51 @@ fn what_operators_ordered_is_said_with_who_and_since_when() {
     ] {
         assert!(text.contains(said), "{said}: {text}");
     }
-    status.trees[0].hold = Some(Hold { failed: Some("exit code 3".into()), ..hold });
+    let mut hold = Hold { failed: Some("exit code 3".into()), ..hold };
+    status.trees[0].hold = Some(hold.clone());
     let text = table(&status, None, None);
     assert!(
         text.contains("failed, 5.0 s ago: exit code 3; to let it go:\n      syncagent hold assets --release"),
         "{text}"
     );
+    // what counts is when it failed
+    hold.failed_for_ms = Some(20);
+    status.trees[0].hold = Some(hold);
+    let text = table(&status, None, None);
+    assert!(text.contains("failed, 20 ms ago: exit code 3"), "{text}");
+}
+
+#[test]
+fn a_tree_that_cannot_be_written_is_named_with_the_commands() {
+    let mut status = sample();
+    status.trees[1].unwritable = Some("cannot make /opt/x/.syncagent: Read-only file system".into());
+    let text = table(&status, Some("deploy"), None);
+    for said in [
+        "  ! the tree cannot be written: cannot make /opt/x/.syncagent",
+        "\n      syncagent config systemd > /etc",
+    ] {
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_known_yet_is_said_as_that() {
+    let mut status = sample();
+    let tree = &mut status.trees[1];
+    (tree.watch.native, tree.watch.reason) = (false, None);
+    (tree.head, tree.head_age_ms) = (None, None);
+    for state in [State::Starting, State::Paused, State::Failed, State::Disconnected] {
+        status.trees[1].nodes[0].state = state;
+        let text = table(&status, Some("deploy"), None);
+        assert!(!text.contains("scanning"), "{text}");
+        assert!(
+            text.contains("  generation 3.7 in place, the newest is not known yet  17 files\n"),
+            "{text}"
+        );
+    }
+    let own = &mut status.trees[1].nodes[0];
+    (own.generation, own.applied) = (None, None);
+    assert!(table(&status, Some("deploy"), None).contains("  no generation yet  "));
 }
 
 #[test]

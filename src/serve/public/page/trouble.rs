@@ -56,7 +56,9 @@ pub(super) fn troubles(status: &Status) -> Vec<Trouble> {
     if let Some(days) = status.certificate_days_left.filter(|days| *days < EXPIRES) {
         let (grade, what) = match days {
             ..0 => (Grade::Bad, "the certificate has expired".to_owned()),
-            days => (Grade::Warn, format!("the certificate expires in {days} days")),
+            days => {
+                (Grade::Warn, format!("the certificate expires in {}", count(days.unsigned_abs(), "day")))
+            }
         };
         add(grade, status.node.to_string(), what, None);
     }
@@ -84,7 +86,7 @@ fn of_tree(tree: &TreeStatus, add: &mut Add<'_>) {
                     Grade::Bad,
                     name(),
                     format!("held, nothing is published: {how} (by {})", hold.who),
-                    Some(hold.for_ms),
+                    Some(hold.since_ms()),
                 );
             }
             None => {
@@ -106,6 +108,11 @@ fn of_tree(tree: &TreeStatus, add: &mut Add<'_>) {
     }
     if let Some(reason) = tree.watch.reason.as_ref().filter(|_| !tree.watch.native) {
         add(Grade::Note, name(), format!("changes are looked for by scanning: {reason}"), None);
+    }
+    // of a tree that failed it is what its node says
+    let failed = tree.nodes.first().is_some_and(|own| own.state == State::Failed);
+    if let Some(why) = tree.unwritable.as_ref().filter(|_| !failed) {
+        add(Grade::Warn, name(), format!("the tree cannot be written: {why}; see `syncagent status`"), None);
     }
     if let Some(lock) = &tree.lock {
         add(Grade::Warn, name(), lock.clone(), None);

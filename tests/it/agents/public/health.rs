@@ -98,6 +98,21 @@ fn after_a_start_without_a_source_the_grace_ends() {
 }
 
 #[test]
+fn when_drain_returns_the_ports_say_so() {
+    let (_c, _a, b, port) = pair("", "", "");
+    port.wait_for(200, "ok", &b);
+    for _ in 0..4 {
+        b.order(&["drain"]).code(0);
+        let (health, check) = (port.get("/ha/health"), port.check());
+        assert!(health.status == 503 && health.body.contains("drained by"), "{health:?}");
+        assert!(check.starts_with("drain"), "{check}");
+        b.order(&["undrain"]).code(0);
+        let (health, check) = (port.get("/ha/health"), port.check());
+        assert!(health.status == 200 && check == "up ready\n", "{health:?} {check}");
+    }
+}
+
+#[test]
 fn a_refused_plan_and_a_publication_that_is_refused_drain_nobody() {
     let (c, a, b, port) = pair("", "max-lag = \"1s\"\n", "");
     for d in ["d0", "d1"] {
@@ -131,12 +146,12 @@ fn drift_drains_only_where_that_is_configured_which_a_reload_takes_over_at_once(
     assert_eq!(port.check(), "up ready\n");
     c.add("b", "[health]\ndrain-on = [\"drift\"]\n");
     b.signal(Signal::HUP);
-    port.wait_for(503, "t: 1 paths were edited here", &b);
+    port.wait_for(503, "t: 1 path was edited here", &b);
     assert_eq!(port.get("/ha/health?tree=t").status, 503);
-    assert_eq!(port.check(), "ready down #t: 1 paths were edited here\n");
+    assert_eq!(port.check(), "ready down #t: 1 path was edited here\n");
     assert!(port.get("/metrics").body.contains("\nsyncagent_node_healthy 0\n"));
     assert_eq!((port.get("/livez").status, port.get("/readyz").status), (200, 200));
-    until("the source knowing", || a.row("b")["faults"][0] == "t: 1 paths were edited here");
+    until("the source knowing", || a.row("b")["faults"][0] == "t: 1 path was edited here");
     // what a running agent cannot take over is said
     c.edit("b", "public = ", "# public = ");
     b.signal(Signal::HUP);
