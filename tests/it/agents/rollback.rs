@@ -171,7 +171,7 @@ fn trashed(c: &Cluster) -> Vec<Vec<u8>> {
 fn unpublished_on_a_source_that_keeps_nothing(c: &Cluster, keys: &str) -> (Agent, String) {
     c.source(
         "a",
-        &format!("keep = 0\nsettle = \"20s\"\nsettle-max = \"40s\"\nmax-delete = \"100%\"\n{keys}"),
+        &format!("keep = 0\nsettle = \"200s\"\nsettle-max = \"400s\"\nmax-delete = \"100%\"\n{keys}"),
     );
     c.scratch.write("a/tree/f", "published");
     c.scratch.write("a/tree/dir/g", "published, too");
@@ -239,13 +239,16 @@ fn killed_during_a_rollback_what_was_never_published_is_in_the_tree_or_in_the_tr
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let journal = c.tree("a").join(".syncagent/journal");
+        let (journal, own) = (c.tree("a").join(".syncagent/journal"), c.tree("a").join("own"));
         let begun = std::time::Instant::now();
-        while !journal.exists() && begun.elapsed().as_secs() < 3 {
+        // every other kill is after the renames began, however slow the machine is
+        let waits = || if round % 2 == 0 { !journal.exists() } else { own.exists() };
+        while waits() && begun.elapsed().as_secs() < 3 {
             std::thread::yield_now();
         }
         // each of these kills hits another step
-        std::thread::sleep(std::time::Duration::from_micros(round * 300));
+        let after = if round % 2 == 0 { round * 300 } else { round * 30 };
+        std::thread::sleep(std::time::Duration::from_micros(after));
         a.kill();
         order.wait().unwrap();
         a = c.start("a");
