@@ -1,18 +1,26 @@
 //! The command line.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+mod agent;
+mod shared;
 
-use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use agent::AgentArgs;
+pub(super) use agent::{
+    ApproveArgs, DemoArgs, DrainArgs, ForgetArgs, HoldArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs,
+    RunArgs, SourceCommand, StatusArgs, UndrainArgs, WaitArgs,
+};
+pub(super) use shared::ActivateArg;
+pub(crate) use shared::{FilterArgs, StateArgs, ThreadArgs, tree_path};
 
 use super::history::HistoryArgs;
 use super::pki::PkiCommand;
 use super::rollback::RollbackArgs;
 use super::trash::TrashArgs;
 use crate::config::{Size, Span};
-use crate::error::{Class, Error, Result};
-use crate::model::{NodeId, TreePath};
-use crate::plan::{Filter, MaxDelete, PlanId};
+use crate::plan::{MaxDelete, PlanId};
 
 /// Keeps an application cluster's deployed files the same on every node.
 #[derive(Debug, Parser)]
@@ -237,294 +245,6 @@ pub struct ConfigArg {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = "/etc/syncagent/syncagent.toml")]
     pub config: PathBuf,
-}
-
-/// Where the agent's configuration is.
-pub(crate) const CONFIG: &str = "/etc/syncagent/syncagent.toml";
-
-/// `run`.
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    /// The configuration. SIGHUP reads it again.
-    #[arg(long, value_name = "FILE", default_value = CONFIG)]
-    pub config: PathBuf,
-}
-
-/// Which agent is asked.
-#[derive(Debug, Args)]
-pub(crate) struct AgentArgs {
-    /// The configuration that names the agent's socket (listen.socket).
-    #[arg(long, value_name = "FILE", default_value = CONFIG, global = true)]
-    config: PathBuf,
-    /// The agent's socket itself.
-    #[arg(long, value_name = "PATH", global = true)]
-    socket: Option<PathBuf>,
-}
-
-impl AgentArgs {
-    /// The agent's socket. Without a configuration file it is where it is by default; a file with errors keeps nobody from
-    /// asking an agent that runs.
-    pub(crate) fn socket(&self) -> Result<PathBuf> {
-        if let Some(socket) = &self.socket {
-            return Ok(socket.clone());
-        }
-        if self.config == Path::new(CONFIG) && !self.config.exists() {
-            return Ok(PathBuf::from(crate::config::SOCKET));
-        }
-        super::config::socket(&self.config)
-    }
-}
-
-/// `status`.
-#[derive(Debug, Args)]
-pub struct StatusArgs {
-    /// This tree only.
-    pub tree: Option<String>,
-    /// JSON; its schema is in docs/status.md.
-    #[arg(long)]
-    pub json: bool,
-    /// Again every second.
-    #[arg(short, long)]
-    pub watch: bool,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `approve`.
-#[derive(Debug, Args)]
-pub struct ApproveArgs {
-    /// The tree.
-    pub tree: String,
-    /// What `status` names.
-    pub plan: PlanId,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `wait`.
-#[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("scope").args(["all", "zone", "node"]))]
-pub struct WaitArgs {
-    /// The tree.
-    pub tree: String,
-    /// This generation or a newer one: `1.42`, or `latest`: all that was written until now. On a mirror `latest` is what
-    /// the source has published by now.
-    #[arg(long, value_name = "GENERATION", default_value = "latest")]
-    pub generation: String,
-    /// Every node that may read the tree, or ever did [default on the source].
-    #[arg(long)]
-    pub all: bool,
-    /// The nodes of this zone. Those in `allow` that have not said their zone yet count as missing.
-    #[arg(long)]
-    pub zone: Option<String>,
-    /// This node [default on a mirror: itself].
-    #[arg(long, value_name = "ID")]
-    pub node: Option<NodeId>,
-    /// For so long at most; the source's look at what was written is waited for in any case, up to 5 s.
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
-    pub timeout: Span,
-    /// The outcome as JSON.
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `hold`.
-#[derive(Debug, Args)]
-pub struct HoldArgs {
-    /// The tree; this node must be its source.
-    pub tree: String,
-    /// Let the tree go, whoever holds it; what is in it is published as any change is.
-    #[arg(long, conflicts_with = "command", required_unless_present = "command")]
-    pub release: bool,
-    /// What to run, after `--`.
-    #[arg(last = true, value_name = "COMMAND")]
-    pub command: Vec<OsString>,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `refresh`.
-#[derive(Debug, Args)]
-pub struct RefreshArgs {
-    /// The tree.
-    pub tree: String,
-    /// Also what the server has been told of already: everything that is in place.
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `pause`.
-#[derive(Debug, Args)]
-pub struct PauseArgs {
-    /// The tree.
-    pub tree: String,
-    /// Why; shown in `status`.
-    #[arg(long, value_name = "TEXT")]
-    pub reason: Option<String>,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `resume`.
-#[derive(Debug, Args)]
-pub struct ResumeArgs {
-    /// The tree.
-    pub tree: String,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `forget`.
-#[derive(Debug, Args)]
-pub struct ForgetArgs {
-    /// The tree; this node must be its source.
-    pub tree: String,
-    /// The mirror. It must not be connected: stop its agent first, or take it out of `allow`.
-    pub node: NodeId,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `drain`.
-#[derive(Debug, Args)]
-pub struct DrainArgs {
-    /// Why; shown in `status`.
-    #[arg(long, value_name = "TEXT")]
-    pub reason: Option<String>,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `undrain`.
-#[derive(Debug, Args)]
-pub struct UndrainArgs {
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `source`.
-#[derive(Debug, Subcommand)]
-pub enum SourceCommand {
-    /// After a source was restored from a backup: begin a new epoch with what it has now.
-    Reset(ResetArgs),
-}
-
-/// `source reset`.
-#[derive(Debug, Args)]
-pub struct ResetArgs {
-    /// The tree.
-    pub tree: String,
-    /// Yes: the mirrors shall take over what the source has now.
-    #[arg(long)]
-    pub approve: bool,
-    #[command(flatten)]
-    pub(crate) agent: AgentArgs,
-}
-
-/// `demo`.
-#[derive(Debug, Args)]
-pub struct DemoArgs {
-    /// End after so many seconds; exit 0 only if every mirror converged.
-    #[arg(long, value_name = "N")]
-    pub seconds: Option<u64>,
-}
-
-/// Patterns; their order on the command line counts.
-#[derive(Debug, Args)]
-pub(crate) struct FilterArgs {
-    /// Leave out what matches (gitignore syntax, rooted at SRC; the last match wins). It is not deleted in
-    /// DST either.
-    #[arg(long, value_name = "PAT")]
-    exclude: Vec<String>,
-    /// Take in again what an earlier pattern left out.
-    #[arg(long, value_name = "PAT")]
-    include: Vec<String>,
-    /// Read patterns from a file in gitignore syntax.
-    #[arg(long, value_name = "FILE")]
-    exclude_from: Vec<PathBuf>,
-}
-
-impl FilterArgs {
-    /// The patterns in the order given.
-    pub(crate) fn compile(&self, matches: &ArgMatches) -> Result<Filter> {
-        let matches = matches.subcommand().map_or(matches, |(_, m)| m);
-        let indices = |id: &str| matches.indices_of(id).into_iter().flatten().collect::<Vec<_>>();
-        let mut lines: Vec<(usize, Vec<String>)> = Vec::new();
-        // a comment makes sense in a file only
-        let literal = |p: &String| if p.starts_with('#') { format!("\\{p}") } else { p.clone() };
-        let one = |(i, p): (usize, &String)| (i, vec![literal(p)]);
-        lines.extend(indices("exclude").into_iter().zip(&self.exclude).map(one));
-        let not = |(i, p): (usize, &String)| (i, vec![format!("!{p}")]);
-        lines.extend(indices("include").into_iter().zip(&self.include).map(not));
-        for (i, file) in indices("exclude_from").into_iter().zip(&self.exclude_from) {
-            let text = std::fs::read_to_string(file).map_err(|e| Error {
-                class: Class::Config,
-                what: format!("cannot read the patterns in {}", file.display()),
-                source: Some(e),
-            })?;
-            lines.push((i, text.lines().map(String::from).collect()));
-        }
-        lines.sort_by_key(|(i, _)| *i);
-        Filter::new(lines.into_iter().flat_map(|(_, l)| l).collect())
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct StateArgs {
-    /// Where indexes are kept [default: $SYNCAGENT_STATE_DIR, $STATE_DIRECTORY, /var/lib/syncagent for
-    /// root, $XDG_STATE_HOME/syncagent].
-    #[arg(long, value_name = "PATH")]
-    state_dir: Option<PathBuf>,
-}
-
-impl StateArgs {
-    pub(crate) fn dir(&self) -> Result<PathBuf> {
-        let dir = self.state_dir.clone().map_or_else(crate::agent::default_state_dir, Ok)?;
-        std::path::absolute(&dir).map_err(|e| Error::io(e, format!("cannot resolve {}", dir.display())))
-    }
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ThreadArgs {
-    /// Threads that scan, hash and copy [default: one per processor, 2 to 8].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    threads: Option<u16>,
-}
-
-impl ThreadArgs {
-    pub(crate) fn count(&self) -> usize {
-        let default = || std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
-        self.threads.map_or_else(default, usize::from)
-    }
-}
-
-/// `--activate`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ActivateArg {
-    /// Path by path.
-    InPlace,
-    /// The whole directory at once.
-    Swap,
-}
-
-/// A path in a tree as a user writes it: relative to the tree, or below the tree's own path.
-pub(crate) fn tree_path(dir: &Path, path: &Path) -> Result<TreePath> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let relative = path
-        .strip_prefix(dir)
-        .or_else(|_| path.strip_prefix(dir.canonicalize().unwrap_or_default().as_path()));
-    let relative = relative.unwrap_or(path);
-    let bytes: Vec<&[u8]> = relative
-        .components()
-        .filter(|c| !matches!(c, std::path::Component::CurDir))
-        .map(|c| c.as_os_str().as_bytes())
-        .collect();
-    TreePath::new(&bytes.join(&b"/"[..]))
-        .map_err(|e| Error::new(Class::Config, format!("{}: {e} in a tree", path.display())))
 }
 
 #[cfg(test)]

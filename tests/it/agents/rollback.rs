@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::cluster::{Agent, Cluster, eventually, noise, until};
-use crate::support::{Seen, chmod, needs_root, program};
+use crate::support::{Seen, chmod, program};
 
 /// All paths below `dir`; the root's own mtime is not part of a tree.
 pub(super) fn snapshot(dir: &Path) -> BTreeMap<Vec<u8>, Seen> {
@@ -19,7 +19,7 @@ pub(super) fn snapshot(dir: &Path) -> BTreeMap<Vec<u8>, Seen> {
 
 /// Both have the same paths in the same states.
 #[track_caller]
-fn assert_same(now: &BTreeMap<Vec<u8>, Seen>, before: &BTreeMap<Vec<u8>, Seen>) {
+pub(super) fn assert_same(now: &BTreeMap<Vec<u8>, Seen>, before: &BTreeMap<Vec<u8>, Seen>) {
     let differs = now.iter().filter(|(path, seen)| before.get(*path) != Some(seen)).map(|(path, _)| path);
     let gone = before.keys().filter(|path| !now.contains_key(*path));
     let names: Vec<_> = differs.chain(gone).map(|path| String::from_utf8_lossy(path).into_owned()).collect();
@@ -143,142 +143,6 @@ fn what_was_overwritten_deleted_and_renamed_comes_back_and_mirrors_follow() {
 }
 
 #[test]
-fn what_nobody_published_yet_goes_to_the_trash() {
-    let c = Cluster::local();
-    let (a, first, _) = two_generations(&c, "settle = \"2s\"\n");
-    c.scratch.write("a/tree/d0/f0", "written just now");
-    c.scratch.write("a/tree/d0/f6", "written just now, too");
-    // still within its settle time
-    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
-    let tree = snapshot(&c.tree("a"));
-    let expected = [(0u64, 1_000), (6, 1_240)];
-    for (i, size) in expected {
-        assert_eq!(tree[format!("d0/f{i}").as_bytes()].content, noise(i, size), "f{i}");
-    }
-    let kept: Vec<_> =
-        walkdir::WalkDir::new(c.tree("a").join(".syncagent/trash")).into_iter().flatten().collect();
-    let texts: Vec<_> = kept.iter().filter_map(|e| std::fs::read(e.path()).ok()).collect();
-    assert!(texts.iter().any(|t| t == b"written just now, too"), "{kept:?}");
-}
-
-/// The contents of all files in a source's trash.
-fn trashed(c: &Cluster) -> Vec<Vec<u8>> {
-    let all = walkdir::WalkDir::new(c.tree("a").join(".syncagent/trash")).into_iter().flatten();
-    all.filter_map(|e| std::fs::read(e.path()).ok()).collect()
-}
-
-/// A source that keeps nothing, with a published file that somebody has just overwritten, a new one and a new directory.
-fn unpublished_on_a_source_that_keeps_nothing(c: &Cluster, keys: &str) -> (Agent, String) {
-    c.source(
-        "a",
-        &format!("keep = 0\nsettle = \"20s\"\nsettle-max = \"40s\"\nmax-delete = \"100%\"\n{keys}"),
-    );
-    c.scratch.write("a/tree/f", "published");
-    c.scratch.write("a/tree/dir/g", "published, too");
-    let a = c.start("a");
-    a.wait_for_state("current");
-    std::fs::rename(c.tree("a").join("dir/g"), c.tree("a").join("g")).unwrap();
-    c.scratch.write("a/tree/new", "never published 1");
-    c.scratch.write("a/tree/dir/new", "never published 2");
-    c.scratch.write("a/tree/own/deep/new", "never published 3");
-    let first = id(&a.tree()["head"]);
-    (a, first)
-}
-
-#[test]
-fn what_was_never_published_is_in_the_trash_also_with_keep_0() {
-    let c = Cluster::local();
-    let (a, first) = unpublished_on_a_source_that_keeps_nothing(&c, "");
-    a.order(&["rollback", "t", "--to", &first]).code(0);
-    assert_eq!(c.scratch.read("a/tree/dir/g"), b"published, too");
-    assert!(!c.tree("a").join("new").exists() && !c.tree("a").join("own").exists());
-    let kept = trashed(&c);
-    for n in 1..4 {
-        let text = format!("never published {n}");
-        assert!(kept.iter().any(|t| t == text.as_bytes()), "{text}\n{}", a.log_tail());
-    }
-    let listed = a.order(&["trash", "t", "list", "--json"]).code(0).out;
-    assert_eq!(listed.matches("\"drift\"").count(), 3, "{listed}");
-    // another rollback takes nothing of it away
-    c.scratch.write("a/tree/new", "never published 4");
-    a.order(&["rollback", "t", "--to", &first]).code(0);
-    assert_eq!(trashed(&c).len(), 4, "{:?}", trashed(&c));
-    a.order(&["trash", "t", "restore", "own"]).code(0);
-    assert_eq!(c.scratch.read("a/tree/own/deep/new"), b"never published 3");
-}
-
-#[test]
-fn what_was_never_published_and_is_more_than_the_trash_takes_is_not_displaced() {
-    let c = Cluster::local();
-    let (a, first) = unpublished_on_a_source_that_keeps_nothing(&c, "keep-bytes = \"1KiB\"\n");
-    c.scratch.write("a/tree/new", noise(7, 5_000));
-    let before = snapshot(&c.tree("a"));
-    for dry in [&["--dry-run"][..], &[]] {
-        let ran = a.order(&[&["rollback", "t", "--to", &first], dry].concat()).code(4);
-        assert!(ran.err.contains("never published") && ran.err.contains("own"), "{ran:?}");
-    }
-    assert_same(&snapshot(&c.tree("a")), &before);
-    // what is not in its way is no reason
-    c.scratch.write("a/tree/new", "small");
-    a.order(&["rollback", "t", "--to", &first]).code(0);
-    assert!(trashed(&c).contains(&b"small".to_vec()));
-}
-
-#[test]
-fn killed_during_a_rollback_what_was_never_published_is_in_the_tree_or_in_the_trash() {
-    let c = Cluster::local();
-    let (mut a, first) = unpublished_on_a_source_that_keeps_nothing(&c, "");
-    let mut was_held = false;
-    for round in 0..24u64 {
-        for i in 0..100 {
-            c.scratch.write(format!("a/tree/own/{i}"), format!("{round} {i}"));
-        }
-        let own = c.tree("a").join("own");
-        let files = || std::fs::read_dir(&own).ok().map(|files| files.count());
-        let before = files().unwrap();
-        let socket = a.socket.to_str().unwrap().to_owned();
-        let mut order = Command::new(program())
-            .args(["rollback", "t", "--to", &first, "--socket", &socket])
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let journal = c.tree("a").join(".syncagent/journal");
-        let begun = std::time::Instant::now();
-        while !journal.exists() && begun.elapsed().as_secs() < 3 {
-            std::thread::yield_now();
-        }
-        // half of the kills hit the commit also where the disk is slow: some of what it displaces is out of the tree
-        let is_whole = || files() == Some(before);
-        while round % 2 == 1 && is_whole() && begun.elapsed().as_secs() < 10 {
-            std::thread::yield_now();
-        }
-        // each of these kills hits another step
-        std::thread::sleep(std::time::Duration::from_micros(round * 300));
-        a.kill();
-        order.wait().unwrap();
-        a = c.start("a");
-        let answered = || a.order(&["trash", "t", "list", "--json"]).code == 0;
-        assert!(eventually(answered), "{}", a.log_tail());
-        assert!(eventually(|| a.tree()["nodes"][0]["state"] != "starting"), "{}", a.log_tail());
-        let kept = trashed(&c);
-        let mut in_place = 0;
-        for i in 0..100 {
-            let text = format!("{round} {i}");
-            let there =
-                std::fs::read(c.tree("a").join(format!("own/{i}"))).is_ok_and(|t| t == text.as_bytes());
-            in_place += usize::from(there);
-            assert!(there || kept.iter().any(|t| t == text.as_bytes()), "{text} is lost\n{}", a.log_tail());
-        }
-        let held = a.tree()["hold"].is_object();
-        // what was only staged has changed nothing, and is no reason to ask somebody
-        assert!(!held || was_held || in_place < 100, "{}", a.log_tail());
-        was_held = held;
-    }
-    assert!(a.log_text().contains("finished what was under way"), "no kill hit a commit:\n{}", a.log_text());
-}
-
-#[test]
 fn refused_when_content_is_gone_with_its_names_and_the_tree_is_as_it_was() {
     let c = Cluster::local();
     let (a, first, second) = two_generations(&c, "");
@@ -300,180 +164,6 @@ fn refused_when_content_is_gone_with_its_names_and_the_tree_is_as_it_was() {
     assert_eq!(a.tree()["head"], second);
     assert!(!c.tree("a").join(".syncagent/stage").exists());
     a.order(&["rollback", "t", "--to", "1.99"]).code(2);
-}
-
-#[test]
-fn damaged_kept_content_is_found_before_anything_changes() {
-    let c = Cluster::local();
-    let (a, first, _) = two_generations(&c, "");
-    let digest = blake3::hash(&noise(99, 700_000)).to_hex();
-    let kept = c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str());
-    chmod(&kept, 0o600);
-    let mut damaged = noise(99, 700_000);
-    damaged[350_000] ^= 1;
-    std::fs::write(&kept, damaged).unwrap();
-    let before = snapshot(&c.tree("a"));
-    let ran = a.order(&["rollback", "t", "--to", &id(&first), "--dry-run"]).code(4);
-    assert!(ran.err.contains("1 file is gone: big"), "{ran:?}");
-    assert_same(&snapshot(&c.tree("a")), &before);
-    assert!(!kept.exists() && a.log_text().contains("kept content of big is damaged"), "{}", a.log_tail());
-    // a copy that is right does, wherever it is; and what the tree has is kept again
-    c.scratch.write("a/tree/.syncagent/trash/77/tree/big", noise(99, 700_000));
-    a.order(&["rollback", "t", "--to", &id(&first)]).code(0);
-    assert_eq!(c.scratch.read("a/tree/big"), noise(99, 700_000));
-    until("it is kept again", || kept.exists());
-}
-
-#[test]
-fn what_is_foreign_among_what_is_kept_ends_nothing() {
-    let c = Cluster::local();
-    let (a, ..) = two_generations(&c, "");
-    let keep = c.tree("a").join(".syncagent/keep");
-    a.stop();
-    let kept_as = |content: &[u8]| {
-        let digest = blake3::hash(content).to_hex();
-        keep.join(&digest[..2]).join(digest.as_str())
-    };
-    let some = kept_as(&noise(99, 700_000));
-    assert!(some.exists());
-    c.scratch.write("a/tree/.syncagent/keep/zz", "a file");
-    c.scratch.write("a/tree/.syncagent/keep/89/0000/mine", "a directory");
-    // where contents of the next generation belong
-    std::fs::create_dir_all(kept_as(b"third").join("full")).unwrap();
-    let a = c.start("a");
-    let head = a.tree()["head"].clone();
-    c.scratch.write("a/tree/third", "third");
-    c.scratch.write("a/tree/fourth", "fourth");
-    published(&a, &head);
-    assert_eq!(std::fs::read(kept_as(b"third")).unwrap(), b"third");
-    assert_eq!(std::fs::read(kept_as(b"fourth")).unwrap(), b"fourth");
-    assert!(some.exists() && retention(&a)["error"].is_null(), "{}", a.log_tail());
-    // it is told of, once, and left alone
-    let told = || a.log_text().matches("entries of .syncagent/keep are passed over").count();
-    until("it is told", || told() > 0);
-    assert_eq!(told(), 1, "{}", a.log_tail());
-    assert!(keep.join("89/0000/mine").exists() && keep.join("zz").exists());
-}
-
-#[test]
-fn nothing_is_kept_with_keep_0_and_no_more_than_keep_bytes() {
-    let c = Cluster::local();
-    c.source("a", "keep = 0\n");
-    c.scratch.write("a/tree/x", "1");
-    let a = c.start("a");
-    a.wait_for_state("current");
-    until("the file system", || retention(&a)["generations"] == 0);
-    a.stop();
-    assert!(!c.tree("a").join(".syncagent/keep").exists());
-    c.edit("a", "keep = 0", "keep = 2\nkeep-bytes = \"100KiB\"");
-    c.scratch.write("a/tree/large", noise(1, 200_000));
-    c.scratch.write("a/tree/small", noise(2, 50_000));
-    let a = c.start("a");
-    a.wait_for_state("current");
-    settled(&a);
-    let kept = retention(&a);
-    if kept["clones"] == false {
-        assert_eq!(
-            (&kept["files"], &kept["left_out"], &kept["left_out_bytes"]),
-            (&2.into(), &1.into(), &200_000.into())
-        );
-    }
-}
-
-#[test]
-fn a_small_file_is_kept_at_once() {
-    let c = Cluster::local();
-    c.source("a", "keep = 100\n");
-    c.scratch.write("a/tree/x", "1");
-    let a = c.start("a");
-    settled(&a);
-    let changed = |path: &Path| {
-        let meta = std::fs::metadata(path).unwrap();
-        meta.ctime() * 1_000 + meta.ctime_nsec() / 1_000_000
-    };
-    // 50 ms of these are the settle time; on a busy machine a try may be too slow
-    let mut best = i64::MAX;
-    for n in 0..60 {
-        let content = noise(n, 1_500);
-        let digest = blake3::hash(&content).to_hex();
-        let kept = c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str());
-        let before = a.tree()["head"].clone();
-        c.scratch.write("a/tree/x", &content);
-        published(&a, &before);
-        until("the content", || kept.exists());
-        best = best.min(changed(&kept) - changed(&c.tree("a").join("x")));
-        if best < 95 {
-            return;
-        }
-    }
-    panic!("{best} ms after it was written at best");
-}
-
-#[test]
-fn the_trash_and_what_is_kept_share_keep_bytes() {
-    let c = Cluster::local();
-    const BUDGET: u64 = 400 << 10;
-    c.source("a", "keep = 3\nkeep-bytes = \"400KiB\"\n");
-    for i in 0..4 {
-        c.scratch.write(format!("a/tree/f{i}"), noise(i, 45_000));
-    }
-    let a = c.start("a");
-    settled(&a);
-    let first = a.tree()["head"].clone();
-    for i in 0..4 {
-        c.scratch.write(format!("a/tree/f{i}"), noise(10 + i, 45_000));
-    }
-    published(&a, &first);
-    let number = |kept: &Value, field: &str| kept[field].as_u64().unwrap();
-    let both = |what: &str, fits: &dyn Fn(u64, u64) -> bool| {
-        let mut last = Value::Null;
-        let done = eventually(|| {
-            last = retention(&a);
-            let (kept, limit, trash) =
-                (number(&last, "bytes"), number(&last, "limit"), number(&last, "trash"));
-            let within = last["clones"] == true || kept <= limit && kept + trash <= BUDGET;
-            limit + trash == BUDGET && within && fits(kept, trash)
-        });
-        assert!(done, "{what}: {last:#}\n{}", a.log_tail());
-    };
-    both("no trash", &|kept, trash| trash == 0 && kept == 8 * 45_000);
-    // 180,000 bytes are displaced; what is kept makes room for them
-    a.order(&["rollback", "t"]).code(0);
-    both("a rollback", &|kept, trash| trash == 4 * 45_000 && kept > 0);
-    // another one would fill the trash over its half
-    settled(&a);
-    a.order(&["rollback", "t"]).code(0);
-    both("another rollback", &|_, trash| trash <= BUDGET / 2 && trash > 0);
-    a.order(&["trash", "t", "empty", "--yes"]).code(0);
-    both("an empty trash", &|kept, trash| trash == 0 && kept > 0);
-}
-
-#[test]
-fn what_no_kept_generation_needs_is_swept_out() {
-    let c = Cluster::local();
-    c.source("a", "keep = 1\n");
-    let kept = |seed: u64| {
-        let digest = blake3::hash(&noise(seed, 5_000)).to_hex();
-        c.tree("a").join(".syncagent/keep").join(&digest[..2]).join(digest.as_str()).exists()
-    };
-    c.scratch.write("a/tree/x", noise(0, 5_000));
-    let mut a = c.start("a");
-    settled(&a);
-    for seed in 1..4 {
-        let before = a.tree()["head"].clone();
-        c.scratch.write("a/tree/x", noise(seed, 5_000));
-        published(&a, &before);
-    }
-    // a start sweeps at once
-    a.stop();
-    a = c.start("a");
-    let swept = eventually(|| !kept(0) && !kept(1));
-    assert!(swept, "{} {}\n{}", retention(&a), a.order(&["history", "t"]).out, a.log_tail());
-    assert!(kept(2) && kept(3));
-    let gone = a.order(&["rollback", "t", "--to", "1.1"]).code(4);
-    assert!(gone.err.contains("1 file is gone") || gone.err.contains(" x "), "{gone:?}");
-    a.order(&["rollback", "t"]).code(0);
-    assert_eq!(c.scratch.read("a/tree/x"), noise(2, 5_000));
 }
 
 #[test]
@@ -624,28 +314,6 @@ fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
 }
 
 #[test]
-fn a_mirror_gets_a_published_content_that_was_overwritten_meanwhile() {
-    let c = Cluster::local();
-    // what is written after the first publication is not published for a long time
-    c.source("a", "settle = \"60s\"\nsettle-max = \"120s\"\n");
-    for (name, size) in [("small", 3_000), ("large", 900_000)] {
-        c.scratch.write(format!("a/tree/{name}"), noise(1, size));
-        crate::support::set_mtime(c.tree("a").join(name), 1_000_000_000, 0);
-    }
-    let a = c.start("a");
-    settled(&a);
-    let published = c.digest("a");
-    c.scratch.write("a/tree/small", "other");
-    c.scratch.write("a/tree/large", noise(2, 900_000));
-    c.mirror("b", "a", "");
-    let b = c.start("b");
-    let there = eventually(|| b.own()["state"] == "current" && b.own()["lag_ms"] == 0);
-    assert!(there, "{:#}\n{}\n{}", b.own(), a.log_tail(), b.log_tail());
-    assert_eq!(c.digest("b"), published, "{}", b.log_tail());
-    assert_ne!(c.digest("a"), published);
-}
-
-#[test]
 fn writers_that_do_not_rest_leave_a_whole_tree_and_mirrors_converge() {
     let c = Cluster::local();
     let (a, first, _) = two_generations(&c, "keep = 5\n");
@@ -679,7 +347,7 @@ fn writers_that_do_not_rest_leave_a_whole_tree_and_mirrors_converge() {
 pub(super) struct Loop(std::path::PathBuf);
 
 impl Loop {
-    fn mount(image: &Path, at: &Path, mkfs: &[&str]) -> Option<Self> {
+    pub(super) fn mount(image: &Path, at: &Path, mkfs: &[&str]) -> Option<Self> {
         Self::mount_of(image, at, mkfs, 400 << 20)
     }
 
@@ -698,41 +366,6 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
-}
-
-#[test]
-fn on_a_file_system_with_clones_what_is_kept_costs_no_budget() {
-    if !needs_root("on_a_file_system_with_clones_what_is_kept_costs_no_budget") {
-        return;
-    }
-    let c = Cluster::local();
-    let image = c.path().join("image");
-    let mount = Loop::mount(&image, &c.tree("a"), &["mkfs.xfs", "-q", "-m", "reflink=1"]);
-    let Some(_mount) = mount else {
-        eprintln!("skipped: no xfs here");
-        return;
-    };
-    // less than the tree has: clones of the current generation are not counted
-    c.source("a", "keep-bytes = \"1MiB\"\n");
-    for i in 0..8u64 {
-        c.scratch.write(format!("a/tree/f{i}"), noise(i, 400_000));
-    }
-    let a = c.start("a");
-    settled(&a);
-    let kept = retention(&a);
-    assert_eq!(
-        (&kept["clones"], &kept["files"], &kept["left_out"]),
-        (&true.into(), &8.into(), &0.into()),
-        "{kept}"
-    );
-    let first = a.tree()["head"].clone();
-    let old = c.digest("a");
-    c.scratch.write("a/tree/f1", noise(11, 400_000));
-    c.scratch.write("a/tree/f2", noise(12, 300_000));
-    published(&a, &first);
-    a.order(&["rollback", "t"]).code(0);
-    assert_eq!(c.digest("a"), old);
-    a.stop();
 }
 
 #[test]
