@@ -126,12 +126,9 @@ fn why(fault: Fault, health: &Health, tree: &Tree, own: &NodeStatus, up: Up) -> 
         Fault::Failed => (own.state == State::Failed).then(|| format!("failed{}", said())),
         Fault::Refresh => {
             let refresh = own.refresh.as_ref()?;
-            // between two attempts it is at something else, and no better for it
-            let failing = refresh.state == RefreshState::Failing
-                || refresh.error.is_some() && refresh.state != RefreshState::Idle;
-            (failing && refresh.attempts >= health.refresh_failures).then(|| {
+            (refresh.failures >= health.refresh_failures).then(|| {
                 let said = refresh.error.as_ref().map(|e| format!(": {}", e.what)).unwrap_or_default();
-                format!("the refresh failed {}{said}", counted(refresh.attempts, "time"))
+                format!("the refresh failed {}{said}", counted(refresh.failures, "time"))
             })
         }
         Fault::Verify => {
@@ -232,8 +229,8 @@ mod tests {
         Some(Trouble { what: what.into(), for_ms: 5 })
     }
 
-    fn refresh(state: RefreshState, attempts: u64, error: Option<Trouble>) -> NodeStatus {
-        let refresh = RefreshStatus { state, action: Some("carbon".into()), attempts, error };
+    fn refresh(state: RefreshState, failures: u64, error: Option<Trouble>) -> NodeStatus {
+        let refresh = RefreshStatus { state, action: Some("carbon".into()), attempts: 9, failures, error };
         NodeStatus { refresh: Some(refresh), ..fine() }
     }
 
@@ -280,7 +277,9 @@ mod tests {
                 "failed: cannot open /srv/t",
             ),
             (refresh(RefreshState::Idle, 0, None), long, ""),
-            (refresh(RefreshState::Running, 9, None), long, ""),
+            (refresh(RefreshState::Running, 0, None), long, ""),
+            // it was told, and is asked
+            (refresh(RefreshState::Verifying, 0, trouble("404")), long, ""),
             (refresh(RefreshState::Failing, 2, trouble("500")), long, ""),
             (refresh(RefreshState::Failing, 3, trouble("500")), long, "the refresh failed 3 times: 500"),
             (refresh(RefreshState::Running, 4, trouble("500")), long, "the refresh failed 4 times: 500"),

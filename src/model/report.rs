@@ -83,10 +83,17 @@ pub struct RefreshStatus {
     pub state: RefreshState,
     /// The refresh (its name in the configuration) that is under way or failed.
     pub action: Option<String>,
-    /// Attempts since the last success.
+    /// Attempts since the last success; also such as were overtaken by a change.
     pub attempts: u64,
+    /// How often the server could not be told, in a row.
+    #[serde(skip_serializing_if = "is_none")]
+    pub failures: u64,
     /// What the last attempt said, when it failed; the age is that of the first failure in a row.
     pub error: Option<Trouble>,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a refresh is doing.

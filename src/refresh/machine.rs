@@ -1,18 +1,24 @@
 //! What is to be told to the server, and when: a pure state machine, so that every interleaving of changes,
 //! outcomes and crashes can be tried. Time comes in, jobs and a value to persist come out.
 //!
-//! The promise: when nothing is open and `complete` is a generation, every rule that its changes concern
-//! succeeded (and its verify agreed) in an attempt that *began* after the last change. So an attempt that a change
-//! overtakes counts for nothing, and all rules that the changes since the last completion concern begin anew.
+//! The promise: when `complete` becomes a generation, every rule that the changes up to it concern succeeded (and its
+//! verify agreed) in an attempt that *began* when all of that generation, or of a newer one, was in place. So an attempt that
+//! a change overtakes counts for nothing of that change, and all rules that the changes since the last completion concern
+//! begin anew; for what was in place when it began it counts (`overtaken`).
 //!
 //! All rules are told in their order, then all are asked in their order. While a change is being put in place
 //! nothing new begins: the server would be told of half a change.
+
+mod overtaken;
+
+use std::collections::BTreeMap;
 
 use super::changed::Changed;
 use super::saved::{Fault, Pending, Progress, Saved};
 use crate::config::OnFailure;
 use crate::model::{GenId, RefreshState, RefreshStatus, Trouble};
 use crate::plan::Filter;
+use overtaken::Overtaken;
 
 /// The first wait after a failure, in milliseconds.
 const FIRST_RETRY: u64 = 1000;
@@ -38,8 +44,10 @@ pub(super) struct Rule {
     pub verify: Option<Verify>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Verify {
+    /// Tells this question from others.
+    pub print: String,
     pub within: u64,
     pub on_failure: OnFailure,
     pub refreshes: u64,
@@ -80,12 +88,59 @@ pub(super) enum Forced {
     Begun,
 }
 
+/// What each rule asks.
+fn questions(rules: &[Rule]) -> BTreeMap<String, String> {
+    let of = |rule: &Rule| rule.verify.as_ref().map(|verify| verify.print.clone()).unwrap_or_default();
+    rules.iter().map(|rule| (rule.name.clone(), of(rule))).collect()
+}
+
+/// A question that is new in the configuration is asked before what is complete counts again; the server was told of that, so
+/// it is only asked. Of a rule that is new beside others nobody knows whether it is to be told of what is there: it begins with
+/// the next change.
+fn note_questions(rules: &[Rule], saved: &mut Saved) {
+    let now = questions(rules);
+    saved.unasked.retain(|name| now.get(name).is_some_and(|asks| !asks.is_empty()));
+    let (Some(before), Some(in_place)) = (&saved.asks, saved.in_place) else {
+        if saved.complete.is_some() {
+            saved.asks.get_or_insert(now);
+        }
+        return;
+    };
+    for rule in rules {
+        let (was, is) = (before.get(&rule.name), now.get(&rule.name));
+        if is.is_some_and(|asks| !asks.is_empty()) && was.is_some() && was != is {
+            saved.unasked.insert(rule.name.clone());
+        }
+    }
+    if saved.unasked.is_empty() {
+        return;
+    }
+    saved.verified = None;
+    let new = || Pending { generation: in_place, changed: Changed::default(), done: BTreeMap::new() };
+    let pending = saved.pending.get_or_insert_with(new);
+    for rule in rules.iter().filter(|rule| saved.unasked.contains(&rule.name)) {
+        if !pending.changed.concerns(rule.when.as_ref()) {
+            let progress = pending.done.entry(rule.name.clone()).or_default();
+            if progress.print != rule.print {
+                let (print, told_for) = (rule.print.clone(), Some(pending.generation));
+                *progress = Progress { print, told: true, told_for, ..Progress::default() };
+            }
+        }
+    }
+}
+
 struct Running {
     id: u64,
     rule: usize,
     job: Job,
+    /// What the order names.
+    generation: GenId,
     /// Nothing changed since it began.
+    fresh: bool,
+    /// And it counts for what is pending.
     counts: bool,
+    /// It began when all was in place that `Machine::overtaken` is about.
+    counts_before: bool,
 }
 
 /// Since when a rule is asked, and how often it was.
@@ -102,6 +157,8 @@ pub(super) struct Machine {
     dirty: bool,
     running: Option<Running>,
     asking: Option<Asking>,
+    /// What a newer change overtook before it was complete.
+    overtaken: Option<Overtaken>,
     next_id: u64,
     /// Nothing begins before.
     not_before: u64,
@@ -123,6 +180,7 @@ impl Machine {
     /// Goes on where `saved` ends. When a change was under way then, anything may have changed.
     pub(super) fn new(rules: Vec<Rule>, mut saved: Saved, now: Now, seed: u64) -> Self {
         saved.unsure |= saved.expecting.take().is_some();
+        note_questions(&rules, &mut saved);
         let ago = |wall: i64| now.boot.saturating_sub(u64::try_from(now.wall - wall).unwrap_or(0));
         let began = rules.iter().map(|rule| saved.began.get(&rule.name).map(|wall| ago(*wall))).collect();
         saved.began.retain(|name, _| rules.iter().any(|rule| rule.name == *name));
@@ -135,6 +193,7 @@ impl Machine {
         if saved.fault.as_ref().is_some_and(|fault| rules.iter().all(|rule| rule.name != fault.rule)) {
             saved.fault = None;
         }
+        saved.failed.retain(|name, _| rules.iter().any(|rule| rule.name == *name));
         let fault_since = saved.fault.as_ref().map_or(0, |fault| ago(fault.wall));
         Self {
             rules,
@@ -142,6 +201,7 @@ impl Machine {
             dirty: true,
             running: None,
             asking: None,
+            overtaken: None,
             next_id: 0,
             not_before: 0,
             failures: 0,
@@ -217,19 +277,40 @@ impl Machine {
     /// Everything that is pending begins anew, with `changed`.
     fn renew(&mut self, generation: GenId, changed: Changed) {
         self.dirty = true;
-        let changed = match self.saved.pending.take() {
+        let before = self.saved.pending.take();
+        let goes_on = self.overtake(before.as_ref(), generation, &changed);
+        let changed = match before {
             Some(pending) => pending.changed.union(changed),
             None => changed,
         };
-        self.supersede();
-        self.saved.pending = Some(Pending { generation, changed, done: Default::default() });
+        if let Some(running) = &mut self.running {
+            (running.fresh, running.counts) = (false, false);
+        }
+        if !goes_on {
+            (self.failures, self.not_before, self.asking) = (0, 0, None);
+        }
+        (self.in_attempt, self.urgent) = (false, false);
+        let done = self.rules.iter().filter(|rule| {
+            // of this one nothing changed, and it is only asked
+            self.saved.unasked.contains(&rule.name) && !changed.concerns(rule.when.as_ref())
+        });
+        let told = |rule: &Rule| Progress {
+            print: rule.print.clone(),
+            told: true,
+            told_for: Some(generation),
+            ..Progress::default()
+        };
+        let done = done.map(|rule| (rule.name.clone(), told(rule))).collect();
+        self.saved.pending = Some(Pending { generation, changed, done });
         self.conclude();
     }
 
-    fn supersede(&mut self) {
+    /// Nothing is under way any more that could count.
+    fn settle(&mut self) {
         if let Some(running) = &mut self.running {
-            running.counts = false;
+            (running.counts, running.counts_before) = (false, false);
         }
+        self.overtaken = None;
         (self.failures, self.not_before, self.asking) = (0, 0, None);
         (self.in_attempt, self.urgent) = (false, false);
     }
@@ -253,8 +334,9 @@ impl Machine {
         for done in pending.done.values_mut().filter(|done| done.verify_failed || done.retold > 0) {
             (done.told, done.verified, done.verify_failed, done.retold) = (false, false, false, 0);
             self.asking = None;
+            self.overtaken = None;
             if let Some(running) = &mut self.running {
-                running.counts = false;
+                (running.counts, running.counts_before) = (false, false);
             }
         }
         (self.failures, self.not_before, self.urgent, self.dirty) = (0, 0, true, true);
@@ -279,9 +361,25 @@ impl Machine {
             return Next::Wait(Some(at));
         }
         self.next_id += 1;
-        let (generation, changed) = (pending.generation, pending.changed.matching(its.when.as_ref()));
+        let told = |rule: usize| self.done(rule).is_some_and(|done| done.told);
+        let counts = match job {
+            // in their order
+            Job::Tell => self.concerned().take_while(|first| *first < rule).all(told),
+            Job::Ask => told(rule),
+        };
+        // a server that says which generation it has says which one it was told of
+        let generation = if job == Job::Tell || counts {
+            pending.generation
+        } else {
+            self.told_for(rule).unwrap_or(pending.generation)
+        };
+        let concerns = pending.changed.concerns(its.when.as_ref());
+        // told again without a change, because it does not agree
+        let changed =
+            if concerns { pending.changed.matching(its.when.as_ref()) } else { Changed::Everything };
         let order = Order { id: self.next_id, rule, job, generation, changed };
-        self.running = Some(Running { id: order.id, rule, job, counts: true });
+        self.running =
+            Some(Running { id: order.id, rule, job, generation, fresh: true, counts, counts_before: true });
         if job == Job::Tell {
             self.began[rule] = Some(now.boot);
             if its.min_interval > 0 {
@@ -295,15 +393,33 @@ impl Machine {
         Next::Run(order)
     }
 
+    /// Whether the end of an order will count for anything.
+    pub(super) fn counts(&self, id: u64) -> bool {
+        let before = |running: &Running| running.counts_before && self.overtaken.is_some();
+        self.running.as_ref().is_some_and(|running| running.id == id && (running.counts || before(running)))
+    }
+
+    /// Whether something is to be asked that was never asked of what is in place.
+    pub(super) fn has_new_question(&self) -> bool {
+        !self.saved.unasked.is_empty()
+    }
+
     /// An order has ended. Gives the generation that the node is to be rolled back from.
     pub(super) fn finished(&mut self, id: u64, result: Result<(), String>, now: Now) -> Option<GenId> {
-        let Running { rule, job, counts, .. } = self.running.take_if(|running| running.id == id)?;
-        if !counts {
+        let running = self.running.take_if(|running| running.id == id)?;
+        let Running { rule, job, generation, fresh, counts, counts_before, .. } = running;
+        let counts_before = counts_before && self.overtaken.is_some();
+        if !counts && !counts_before {
             return None;
         }
         self.dirty = true;
+        if counts_before && result.is_ok() {
+            self.went_well_before(rule, job, generation);
+        }
         match (job, result) {
-            (Job::Tell, Ok(())) => self.told(rule),
+            (Job::Tell, Ok(())) if counts => self.told(rule),
+            (Job::Tell, Ok(())) => self.well(rule, Some(Job::Tell)),
+            (Job::Tell, Err(what)) if !fresh => self.fault(rule, job, what, now),
             (Job::Tell, Err(what)) => {
                 self.failures = self.failures.saturating_add(1);
                 let most = self.rules[rule].retry_max;
@@ -312,11 +428,12 @@ impl Machine {
                 self.fault(rule, job, what, now);
             }
             (Job::Ask, Ok(())) => {
-                if let Some(done) = self.progress(rule) {
+                if let Some(done) = self.progress(rule).filter(|_| counts) {
                     (done.verified, done.verify_failed) = (true, false);
                 }
                 self.well(rule, None);
             }
+            (Job::Ask, Err(what)) if !counts => self.disagreed_before(rule, what, now),
             (Job::Ask, Err(what)) => return self.disagreed(rule, what, now),
         }
         self.conclude();
@@ -324,8 +441,9 @@ impl Machine {
     }
 
     fn told(&mut self, rule: usize) {
+        let generation = self.saved.pending.as_ref().map(|pending| pending.generation);
         if let Some(done) = self.progress(rule) {
-            (done.told, done.verified) = (true, false);
+            (done.told, done.told_for, done.verified) = (true, generation, false);
         }
         self.well(rule, Some(Job::Tell));
         let all = self.concerned().all(|rule| self.done(rule).is_some_and(|done| done.told));
@@ -337,16 +455,10 @@ impl Machine {
     /// One answer was not the right one.
     fn disagreed(&mut self, rule: usize, what: String, now: Now) -> Option<GenId> {
         let generation = self.saved.pending.as_ref()?.generation;
-        let (verify, slow) = (self.rules[rule].verify?, self.rules[rule].retry_max);
-        let asking = self.asking.as_mut()?;
-        asking.asked = asking.asked.saturating_add(1);
-        let (until, asked) = (asking.began.saturating_add(verify.within), asking.asked);
+        let (verify, slow) = (self.rules[rule].verify.clone()?, self.rules[rule].retry_max);
         let failed_before = self.done(rule).is_some_and(|done| done.verify_failed);
         let asked_slowly = failed_before && verify.on_failure != OnFailure::Refresh;
-        if now.boot < until && !asked_slowly {
-            let wait = ASK_AGAIN.0.saturating_mul(1 << (asked - 1).min(20)).min(ASK_AGAIN.1);
-            // the last question comes at the very end
-            self.not_before = now.boot.saturating_add(wait).min(until);
+        if self.is_asked_again(verify.within, now)? && !asked_slowly {
             return None;
         }
         self.asking = None;
@@ -356,26 +468,50 @@ impl Machine {
             (done.told, done.retold) = (false, done.retold.saturating_add(1));
             if done.retold <= verify.refreshes {
                 self.not_before = 0;
+                self.tell_again_before(rule);
                 return None;
             }
         }
+        self.overtaken = None;
+        let done = self.progress(rule)?;
         done.verify_failed = true;
+        if let Some(fault) = &mut self.saved.fault {
+            fault.failed = true;
+        }
         self.not_before = now.boot.saturating_add(self.jittered(slow));
         let roll_back =
             verify.on_failure == OnFailure::Rollback && self.saved.rolled_back != Some(generation);
         roll_back.then(|| *self.saved.rolled_back.insert(generation))
     }
 
-    /// When nothing is left to do, the pending generation is complete.
+    /// Counts a wrong answer; says whether the same is asked once more, for it is given `within` ms. Sets when.
+    fn is_asked_again(&mut self, within: u64, now: Now) -> Option<bool> {
+        let asking = self.asking.as_mut()?;
+        asking.asked = asking.asked.saturating_add(1);
+        let (until, asked) = (asking.began.saturating_add(within), asking.asked);
+        if now.boot >= until {
+            return Some(false);
+        }
+        let wait = ASK_AGAIN.0.saturating_mul(1 << (asked - 1).min(20)).min(ASK_AGAIN.1);
+        // the last question comes at the very end
+        self.not_before = now.boot.saturating_add(wait).min(until);
+        Some(true)
+    }
+
+    /// When nothing is left to do, the pending generation is complete; when that is so of what it overtook, that one is.
     fn conclude(&mut self) {
-        if self.step().is_some() {
+        self.conclude_overtaken();
+        if self.newest_step().is_some() {
             return;
         }
         let Some(pending) = self.saved.pending.take() else { return };
         let done = Some(pending.generation);
         (self.saved.refreshed, self.saved.verified, self.saved.complete) = (done, done, done);
         (self.saved.attempts, self.saved.fault) = (0, None);
-        self.supersede();
+        self.saved.failed.clear();
+        self.saved.unasked.clear();
+        self.saved.asks = Some(questions(&self.rules));
+        self.settle();
         self.outcomes += 1;
         self.dirty = true;
     }
@@ -383,7 +519,9 @@ impl Machine {
     /// The rules that the pending changes concern, in order.
     fn concerned(&self) -> impl Iterator<Item = usize> {
         let rules = self.saved.pending.iter().flat_map(|pending| {
-            let concerned = |rule: &Rule| pending.changed.concerns(rule.when.as_ref());
+            let unasked = &self.saved.unasked;
+            let concerned =
+                |rule: &Rule| pending.changed.concerns(rule.when.as_ref()) || unasked.contains(&rule.name);
             self.rules.iter().enumerate().filter(move |(_, rule)| concerned(rule))
         });
         rules.map(|(i, _)| i)
@@ -391,6 +529,10 @@ impl Machine {
 
     /// The first thing that is not done yet.
     fn step(&self) -> Option<(usize, Job)> {
+        self.overtaken_step().or_else(|| self.newest_step())
+    }
+
+    fn newest_step(&self) -> Option<(usize, Job)> {
         let lacks = |rule: &usize, of: fn(&Progress) -> bool| !self.done(*rule).is_some_and(of);
         let tell = self.concerned().find(|rule| lacks(rule, |done| done.told));
         let ask = || {
@@ -414,6 +556,7 @@ impl Machine {
     fn well(&mut self, rule: usize, job: Option<Job>) {
         (self.failures, self.not_before, self.asking) = (0, 0, None);
         let name = &self.rules[rule].name;
+        self.saved.failed.remove(name);
         let about =
             |fault: &Fault| fault.rule == *name && job.is_none_or(|job| fault.asked == (job == Job::Ask));
         self.saved.fault.take_if(|fault| about(fault));
@@ -428,7 +571,13 @@ impl Machine {
                 now.wall
             }
         };
-        self.saved.fault = Some(Fault { rule, asked, what, wall });
+        if !asked {
+            let failed = self.saved.failed.entry(rule.clone()).or_default();
+            *failed = failed.saturating_add(1);
+        }
+        // until it agrees
+        let failed = self.saved.fault.as_ref().is_some_and(|fault| fault.failed && fault.rule == rule);
+        self.saved.fault = Some(Fault { rule, asked, failed, what, wall });
         (self.in_attempt, self.urgent) = (false, false);
         self.outcomes += 1;
     }
@@ -455,7 +604,8 @@ impl Machine {
         let step = self.running.as_ref().map(|running| (running.rule, running.job)).or_else(|| self.step());
         let fault = self.saved.fault.as_ref();
         let mut dones = self.saved.pending.iter().flat_map(|pending| pending.done.values());
-        let state = if dones.any(|done| done.verify_failed) {
+        let failed = fault.is_some_and(|fault| fault.failed);
+        let state = if failed || dones.any(|done| done.verify_failed) {
             RefreshState::VerifyFailed
         } else if fault.is_some_and(|fault| !fault.asked) {
             RefreshState::Failing
@@ -472,6 +622,7 @@ impl Machine {
             state,
             action: fault.map(|f| f.rule.clone()).or_else(|| Some(self.rules[step?.0].name.clone())),
             attempts: self.saved.attempts,
+            failures: self.saved.failed.values().copied().max().unwrap_or(0),
             error: fault.map(|f| Trouble { what: format!("{}: {}{}", f.rule, asked(f), f.what), for_ms }),
         }
     }

@@ -30,7 +30,7 @@ fn rule(name: &str, when: &[&str]) -> Rule {
 }
 
 fn verified(name: &str, on_failure: OnFailure, refreshes: u64) -> Rule {
-    let verify = Some(Verify { within: 1000, on_failure, refreshes });
+    let verify = Some(Verify { print: name.into(), within: 1000, on_failure, refreshes });
     Rule { verify, ..rule(name, &[]) }
 }
 
@@ -149,7 +149,7 @@ fn a_newer_generation_does_not_wait_for_the_retry_of_an_older_one() {
 }
 
 #[test]
-fn an_attempt_that_a_change_overtakes_counts_for_nothing() {
+fn an_attempt_that_a_change_overtakes_counts_for_what_was_in_place_when_it_began() {
     let mut m = machine(vec![rule("a", &[])]);
     m.applied(id(1), paths(&["x"]));
     let early = runs(&mut m, 0);
@@ -157,11 +157,186 @@ fn an_attempt_that_a_change_overtakes_counts_for_nothing() {
     m.applied(id(2), paths(&["y"]));
     rests(&mut m, 0);
     m.finished(early.id, Ok(()), now(5));
-    assert_eq!(m.saved().refreshed, None);
+    assert_eq!((m.is_open(), m.saved().refreshed, m.saved().complete), (true, Some(id(1)), Some(id(1))));
     let order = runs(&mut m, 5);
-    assert_eq!((order.generation, &order.changed), (id(2), &paths(&["x", "y"])));
+    assert_eq!((order.generation, &order.changed), (id(2), &paths(&["y"])));
     m.finished(order.id, Ok(()), now(6));
     assert_eq!((m.is_open(), m.saved().complete), (false, Some(id(2))));
+}
+
+#[test]
+fn an_attempt_counts_for_nothing_when_it_was_put_right_or_back_meanwhile() {
+    for number in [2, 1] {
+        let mut m = machine(vec![rule("a", &[])]);
+        m.applied(id(2), paths(&["x"]));
+        let early = runs(&mut m, 0);
+        m.applied(id(number), paths(&["y"]));
+        m.finished(early.id, Ok(()), now(5));
+        assert_eq!((m.is_open(), m.saved().complete), (true, None), "{number}");
+        let order = runs(&mut m, 5);
+        assert_eq!(order.changed, paths(&["x", "y"]));
+        m.finished(order.id, Ok(()), now(6));
+        assert_eq!((m.is_open(), m.saved().complete), (false, Some(id(number))));
+    }
+}
+
+/// A change comes every `every` ms, an order of `rules` takes `takes` ms, for 60 s; `agrees` says whether the server has
+/// generation `.0`, having been told of `.1`. Gives what became complete, with when, and when it was first shown as failed.
+fn without_rest(
+    rules: Vec<Rule>,
+    every: u64,
+    takes: u64,
+    agrees: impl Fn(GenId, GenId) -> bool,
+) -> (Vec<(u64, u64)>, Option<u64>) {
+    let mut m = machine(rules);
+    let (mut number, mut running): (u64, Option<(Order, u64)>) = (0, None);
+    let mut told = std::collections::BTreeMap::new();
+    let (mut complete, mut failed) = (Vec::new(), None);
+    for at in (0..60_000).step_by(10) {
+        if at % every == 0 {
+            number += 1;
+            m.applied(id(number), paths(&["x"]));
+        }
+        if let Some((order, _)) = running.take_if(|(_, until)| *until <= at) {
+            let result = if order.job == Job::Tell {
+                told.insert(order.rule, order.generation);
+                Ok(())
+            } else if agrees(order.generation, told[&order.rule]) {
+                Ok(())
+            } else {
+                bad()
+            };
+            m.finished(order.id, result, now(at));
+        }
+        if running.is_none()
+            && let Next::Run(order) = m.next(now(at))
+        {
+            running = Some((order, at + takes));
+        }
+        if let Some(done) =
+            m.saved().complete.filter(|done| complete.last().map(|(n, _)| *n) != Some(done.number))
+        {
+            complete.push((done.number, at));
+        }
+        if m.status(now(at).boot).state == RefreshState::VerifyFailed {
+            failed.get_or_insert(at);
+        }
+    }
+    (complete, failed)
+}
+
+#[test]
+fn with_changes_that_never_rest_what_the_server_takes_up_becomes_complete() {
+    let asks = |on_failure| Rule { verify: verified("a", on_failure, 3).verify, ..rule("a", &[]) };
+    let several = || vec![rule("a", &[]), asks(OnFailure::Alert), rule("c", &["x"])];
+    let several: Vec<Rule> = several()
+        .into_iter()
+        .zip(["a", "b", "c"])
+        .map(|(rule, name)| Rule { name: name.into(), ..rule })
+        .collect();
+    for (rules, takes) in [
+        (vec![rule("a", &[])], 2000),
+        (vec![asks(OnFailure::Refresh)], 400),
+        (vec![asks(OnFailure::Alert)], 900),
+        (several, 700),
+    ] {
+        for every in [300, 1000, 1500] {
+            // it shows what it was told of last
+            let (complete, failed) = without_rest(rules.clone(), every, takes, |of, told| of == told);
+            assert_eq!(failed, None);
+            let gap = complete.windows(2).map(|w| w[1].1 - w[0].1).max().unwrap_or(u64::MAX);
+            let steps = rules.iter().map(|rule| 1 + u64::from(rule.verify.is_some())).sum::<u64>();
+            let most = 3 * steps * takes + 2 * every;
+            assert!(gap <= most, "{gap} ms, more than {most} with {every}, {takes}: {complete:?}");
+            // and it is not far behind
+            assert!(
+                complete.iter().all(|(n, at)| at.saturating_sub((n - 1) * every) <= 2 * most),
+                "{complete:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn with_changes_that_never_rest_a_server_that_takes_nothing_up_is_found_out() {
+    for on_failure in [OnFailure::Refresh, OnFailure::Alert, OnFailure::Rollback] {
+        for every in [300, 700, 1500, 2500] {
+            let rules = vec![verified("a", on_failure, 2)];
+            let (complete, failed) = without_rest(rules, every, 100, |_, _| false);
+            assert_eq!(complete, []);
+            let failed = failed.unwrap_or(u64::MAX);
+            assert!(failed < 20_000, "{on_failure:?} every {every}: {failed}");
+        }
+    }
+}
+
+#[test]
+fn a_question_that_is_new_is_asked_before_what_is_complete_counts_again() {
+    let when = |rule: Rule| Rule { when: super::machine_tests::rule("", &["*.car"]).when, ..rule };
+    let mut m = machine(vec![when(rule("a", &[])), rule("b", &[])]);
+    m.applied(id(1), paths(&["x.war"]));
+    let order = runs(&mut m, 0);
+    m.finished(order.id, Ok(()), now(0));
+    assert_eq!((m.is_open(), m.saved().verified), (false, Some(id(1))));
+    let saved = m.saved().clone();
+    let rules = || {
+        let asks = Rule { print: "more".into(), ..when(verified("a", OnFailure::Refresh, 1)) };
+        vec![asks, rule("b", &[])]
+    };
+    let m = Machine::new(rules(), saved, now(0), 7);
+    assert!(m.is_open() && m.has_new_question());
+    assert_eq!((m.saved().complete, m.saved().verified), (Some(id(1)), None));
+    // also over a crash, and a change that does not concern it
+    let mut m = Machine::new(rules(), m.saved().clone(), now(0), 7);
+    m.applied(id(2), paths(&["y.war"]));
+    let order = runs(&mut m, 0);
+    assert_eq!((order.rule, order.job), (1, Job::Tell));
+    m.finished(order.id, Ok(()), now(0));
+    // it does not agree: it is told again, of everything
+    let (_, at) = asked(&mut m, 0);
+    let order = runs(&mut m, at);
+    assert_eq!((order.rule, order.job, &order.changed), (0, Job::Tell, &Changed::Everything));
+    m.finished(order.id, Ok(()), now(at));
+    let order = runs(&mut m, at);
+    assert_eq!((order.rule, order.job), (0, Job::Ask));
+    m.finished(order.id, Ok(()), now(at));
+    assert_eq!((m.is_open(), m.has_new_question(), m.saved().verified), (false, false, Some(id(2))));
+    // the same again is nothing new, nor is a rule that is new, nor one that is not asked any more
+    for rules in [rules(), vec![rules().remove(0)], vec![verified("z", OnFailure::Alert, 0), rule("a", &[])]]
+    {
+        let m = Machine::new(rules, m.saved().clone(), now(at), 7);
+        assert!(!m.is_open() && !m.has_new_question());
+    }
+}
+
+#[test]
+fn failures_are_counted_in_a_row_and_only_such_of_telling() {
+    let failures = |m: &Machine| m.status(now(0).boot).failures;
+    let mut m = machine(vec![rule("z", &[]), verified("a", OnFailure::Refresh, 9)]);
+    let mut at = 0;
+    for round in 1..5u64 {
+        // each is overtaken by a change, and the first rule succeeds
+        m.applied(id(round), paths(&["x"]));
+        let order = runs(&mut m, at);
+        let order = if order.rule == 0 {
+            m.finished(order.id, Ok(()), now(at));
+            runs(&mut m, at)
+        } else {
+            order
+        };
+        assert_eq!((order.rule, failures(&m)), (1, round - 1), "what has only begun has not failed");
+        m.finished(order.id, bad(), now(at));
+        assert_eq!(failures(&m), round);
+        at += 10_000;
+    }
+    while failures(&m) > 0 {
+        let order = runs(&mut m, at);
+        assert_eq!(order.job, Job::Tell);
+        m.finished(order.id, Ok(()), now(at));
+    }
+    let (_, at) = asked(&mut m, at);
+    assert_eq!(failures(&m), 0, "it was told");
+    assert!(m.status(now(at).boot).error.is_some());
 }
 
 #[test]
@@ -387,13 +562,15 @@ struct World {
     step: u64,
     running: Option<(Order, u64)>,
     generation: u64,
-    /// When files changed last, by step; an expectation that is open, before it.
-    changed: u64,
+    /// A change is under way.
     expecting: bool,
     unsure: bool,
-    required: BTreeSet<usize>,
-    told: [u64; 3],
-    asked: [u64; 3],
+    /// Whom a change concerned: generation, step.
+    concerned: Vec<(u64, u64, BTreeSet<usize>)>,
+    complete: Option<GenId>,
+    /// By rule, when those began that succeeded.
+    told: [Vec<u64>; 3],
+    asked: [Vec<u64>; 3],
 }
 
 impl World {
@@ -403,9 +580,9 @@ impl World {
         let rules = vec![rule("a", &["*.war", "*.car"]), refresh, alert];
         let machine = machine(rules.clone());
         let disk = serde_json::to_string(machine.saved()).unwrap();
-        let (told, asked) = ([0; 3], [0; 3]);
-        let (step, at, generation, changed) = (1, 0, 0, 0);
-        let (running, required) = (None, BTreeSet::new());
+        let (told, asked) = Default::default();
+        let (step, at, generation) = (1, 0, 0);
+        let (running, concerned, complete) = (None, Vec::new(), None);
         Self {
             machine,
             disk,
@@ -414,10 +591,10 @@ impl World {
             step,
             running,
             generation,
-            changed,
             expecting: false,
             unsure: false,
-            required,
+            concerned,
+            complete,
             told,
             asked,
         }
@@ -441,7 +618,7 @@ impl World {
         let Some((order, began)) = self.running.take() else { return };
         if good {
             let log = if order.job == Job::Tell { &mut self.told } else { &mut self.asked };
-            log[order.rule] = began;
+            log[order.rule].push(began);
         }
         self.machine.finished(order.id, if good { Ok(()) } else { bad() }, now(self.at));
     }
@@ -455,10 +632,10 @@ impl World {
         self.machine.applied(id(self.generation), changed.clone());
         self.persist();
         self.step += 1;
-        self.changed = self.step;
         let real = if self.unsure { Changed::Everything } else { changed };
         let concerned = |(i, rule): (usize, &Rule)| real.concerns(rule.when.as_ref()).then_some(i);
-        self.required.extend(self.rules.iter().enumerate().filter_map(concerned));
+        let concerned = self.rules.iter().enumerate().filter_map(concerned).collect();
+        self.concerned.push((self.generation, self.step, concerned));
         (self.expecting, self.unsure) = (false, false);
     }
 
@@ -503,16 +680,29 @@ impl World {
 
     /// What the machine says is true.
     fn check(&mut self) -> Result<(), TestCaseError> {
-        if self.machine.is_open() {
+        let complete = self.machine.saved().complete;
+        let rests = !self.machine.is_open();
+        if rests {
+            prop_assert!(!self.expecting && !self.unsure);
+            prop_assert_eq!(complete, (self.generation > 0).then(|| id(self.generation)));
+        } else if complete == self.complete {
             return Ok(());
         }
-        prop_assert!(!self.expecting && !self.unsure);
-        let complete = self.machine.saved().complete;
-        prop_assert_eq!(complete, (self.generation > 0).then(|| id(self.generation)));
-        for rule in std::mem::take(&mut self.required) {
-            prop_assert!(self.told[rule] > self.changed, "rule {} was not told", rule);
+        self.complete = complete;
+        let Some(complete) = complete else { return Ok(()) };
+        // each rule was told since its files came into place, up to this generation, and was asked after that
+        for rule in 0..3 {
+            let of_it = |c: &&(u64, u64, BTreeSet<usize>)| c.0 <= complete.number && c.2.contains(&rule);
+            let Some((_, changed, _)) = self.concerned.iter().rfind(of_it) else { continue };
+            let told = self.told[rule].iter().find(|told| *told > changed);
+            prop_assert!(told.is_some(), "rule {} was not told of {}", rule, complete);
             if self.rules[rule].verify.is_some() {
-                prop_assert!(self.asked[rule] > self.told[rule], "rule {} did not agree", rule);
+                prop_assert!(
+                    self.asked[rule].iter().max() > told,
+                    "rule {} did not agree to {}",
+                    rule,
+                    complete
+                );
             }
         }
         Ok(())

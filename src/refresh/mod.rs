@@ -211,6 +211,11 @@ impl Refresher {
         self.inner.machine().rolls_back()
     }
 
+    /// The configuration asks something that the server was not asked of what is in place.
+    pub fn has_new_question(&self) -> bool {
+        self.inner.machine().has_new_question()
+    }
+
     /// Whether a rule asks the server.
     pub fn has_verify(&self) -> bool {
         self.inner.rules.iter().any(|rule| rule.verify.is_some())
@@ -375,7 +380,13 @@ impl Inner {
         }
         let (tree, name, generation) = (&self.runner.tree, &rule.name, order.generation);
         let took = boot_ms().saturating_sub(began);
+        let counts = self.machine().counts(order.id);
         match (&result, order.job) {
+            (Ok(()), Job::Tell) if !counts => {
+                tracing::info!(
+                    "{tree}: {name}: told of generation {generation} in {took} ms, which something changed since"
+                )
+            }
             (Ok(()), Job::Tell) => {
                 tracing::info!("{tree}: {name}: refreshed for generation {generation} in {took} ms")
             }
@@ -441,14 +452,16 @@ fn load(file: &std::path::Path) -> Result<Saved> {
 fn rule(refresh: &Refresh) -> Result<Rule> {
     let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let when = if refresh.when.is_empty() { None } else { Some(Filter::new(refresh.patterns())?) };
+    let print = |debug: String| blake3::hash(debug.as_bytes()).to_hex()[..16].to_owned();
     let verify = refresh.verify.as_ref().map(|verify| Verify {
+        print: print(format!("{verify:?}")),
         within: ms(verify.within),
         on_failure: verify.on_failure,
         refreshes: verify.refreshes,
     });
     Ok(Rule {
         name: refresh.name.clone(),
-        print: blake3::hash(format!("{refresh:?}").as_bytes()).to_hex()[..16].to_owned(),
+        print: print(format!("{refresh:?}")),
         when,
         min_interval: ms(refresh.min_interval),
         retry_max: ms(refresh.retry_max),

@@ -1,6 +1,6 @@
 //! `refresh.json`: what outlives the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,13 @@ pub(super) struct Saved {
     pub rolled_back: Option<GenId>,
     /// Since the last success.
     pub attempts: u64,
+    /// By rule, how often it could not be told, in a row.
+    pub failed: BTreeMap<String, u64>,
     pub fault: Option<Fault>,
+    /// By rule, what it asked when `complete` came about; empty: nothing. `None` in what a version left that did not note it.
+    pub asks: Option<BTreeMap<String, String>>,
+    /// Rules whose question is new since then, so that `complete` says nothing of it.
+    pub unasked: BTreeSet<String>,
     /// By rule with a minimum interval, when it was told last, by this host's wall clock.
     pub began: BTreeMap<String, i64>,
 }
@@ -48,6 +54,8 @@ pub(super) struct Progress {
     /// Of the rule that this is about.
     pub print: String,
     pub told: bool,
+    /// The generation that was in place then.
+    pub told_for: Option<GenId>,
     pub verified: bool,
     /// How often it was told again because it did not agree.
     pub retold: u64,
@@ -61,6 +69,9 @@ pub(super) struct Fault {
     pub rule: String,
     /// In asking, not in telling.
     pub asked: bool,
+    /// It did not agree in all the time that it was given, whatever came into place since.
+    #[serde(default)]
+    pub failed: bool,
     pub what: String,
     /// When it began, by this host's wall clock.
     pub wall: i64,

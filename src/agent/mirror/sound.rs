@@ -84,7 +84,8 @@ impl MirrorTree {
             State::Paused => shared.watch.native,
             _ => false,
         };
-        let server_fails = || self.refresher.get().is_some_and(|r| r.status().error.is_some());
+        let server_fails =
+            || self.refresher.get().is_some_and(|r| r.has_new_question() || r.status().error.is_some());
         moves
             && shared.complete.is_some()
             && shared.sound == Sound::Whole

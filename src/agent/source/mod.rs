@@ -321,7 +321,7 @@ impl Role for SourceTree {
             intact: Some(
                 complete.is_some()
                     && !matches!(state, State::Starting | State::Failed | State::Superseded)
-                    && refresher.is_none_or(|r| r.status().error.is_none()),
+                    && refresher.is_none_or(|r| !r.has_new_question() && r.status().error.is_none()),
             ),
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             connected: true,

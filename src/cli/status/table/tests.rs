@@ -130,8 +130,13 @@ fn words_of_peers_reach_neither_the_terminal_nor_the_shell() {
     (node.paused, node.drained) = (Some(mark.clone()), Some(mark.clone()));
     let trouble = Some(Trouble { what: nasty.into(), for_ms: 0 });
     let failing = RefreshState::Failing;
-    node.refresh =
-        Some(RefreshStatus { state: failing, action: Some(nasty.into()), attempts: 1, error: trouble });
+    node.refresh = Some(RefreshStatus {
+        state: failing,
+        action: Some(nasty.into()),
+        attempts: 1,
+        failures: 1,
+        error: trouble,
+    });
     status.drained = Some(mark);
     let tree = &mut status.trees[0];
     let failed = Some(nasty.into());
@@ -175,6 +180,7 @@ fn what_operators_ordered_is_said_with_who_and_since_when() {
         state: RefreshState::VerifyFailed,
         action: Some("carbon".into()),
         attempts: 3,
+        failures: 3,
         error: Some(Trouble { what: "404".into(), for_ms: 2_000 }),
     });
     let text = table(&status, None, None);

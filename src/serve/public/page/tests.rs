@@ -100,6 +100,7 @@ fn no_text_of_anybody_becomes_markup() {
                 state: RefreshState::Failing,
                 action: Some(EVIL.into()),
                 attempts: 1,
+                failures: 1,
                 error,
             });
             if let Some(plan) = &mut node.plan {

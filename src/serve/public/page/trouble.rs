@@ -155,7 +155,7 @@ fn of_node(tree: &TreeStatus, node: &NodeStatus, drained_here: bool, add: &mut A
     if let Some(refresh) = &node.refresh
         && let Some(error) = refresh.error.as_ref().filter(|e| !said(&e.what))
     {
-        let bad = matches!(refresh.state, RefreshState::VerifyFailed) || refresh.attempts > 2;
+        let bad = matches!(refresh.state, RefreshState::VerifyFailed) || refresh.failures > 2;
         add(if bad { Grade::Bad } else { Grade::Warn }, place(), error.what.clone(), Some(error.for_ms));
     }
     if let Some(mark) = &node.paused {
