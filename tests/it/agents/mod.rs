@@ -13,6 +13,7 @@ mod node_rollback;
 mod operate;
 mod public;
 mod refresh;
+mod refresh_rest;
 mod rollback;
 mod rollback_faults;
 mod rollback_kept;
