@@ -15,6 +15,7 @@ use super::remote::{Remote, check};
 use crate::agent::apply::{Activate, Apply, NotCarried, Outcome, Phase, Progress, TreeDiff, Trees};
 use crate::agent::history::Applied;
 use crate::agent::unpublished::{Unpublished, unpublished};
+use crate::apply::Journal;
 use crate::config::DriftPolicy;
 use crate::disk::{OwnerPolicy, Owners, boot_ms, wall_ms};
 use crate::error::{Class, Error, Result, lock};
@@ -52,7 +53,13 @@ impl Engine {
         }
         tree.shared().fetching_since = Some(boot_ms());
         self.lacking = None;
-        let done = self.bring_now(s, newest, is_new, begun);
+        let mut done = self.bring_now(s, newest, is_new, begun);
+        if done.as_ref().is_err_and(|e| self.made_room(e)) && Journal::pending(&s.control.dir)?.is_none() {
+            done = self.bring_now(s, newest, is_new, begun);
+        }
+        if matches!(done, Ok(None)) {
+            tree.prune_trash(&s.control);
+        }
         if let (Err(_), Some(why)) = (&done, self.lacking.take())
             && self.give_up_back(newest.id, &why)?
         {
@@ -182,6 +189,10 @@ impl Engine {
         };
         outcome.errors.extend(plan.conflicts);
         let swaps = options.activate == Activate::Swap && (!trees.same() || trees.root_attrs());
+        if swaps {
+            // the whole trash goes over into another directory
+            tree.pruning.halt();
+        }
         let done = apply.carry_out(&s.control, &trees, &diff, &plan.moves, marker, &mut outcome);
         let changes = run.staged_all.load(Ordering::Relaxed);
         // of a run that failed after it began to commit nobody knows what came into place

@@ -8,12 +8,15 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
+use super::prune::is_full;
 use super::sound::Sound;
 use super::{Inbox, MirrorTree, Order, empty};
 use crate::agent::apply::{Activate, TreeOptions};
 use crate::agent::pin;
-use crate::agent::target::Target;
-use crate::apply::{Control, Journal, Keep, Pin};
+use crate::agent::target::{Target, recover_all};
+use crate::apply::{Committed, Control, Journal, Keep, Pin, prune};
 use crate::config;
 use crate::disk::{Dir, Lock, MountId, OwnerPolicy, Owners, boot_ms};
 use crate::error::{Class, Context as _, Error, Result};
@@ -117,7 +120,10 @@ impl Engine {
         while !self.tree.stopped() {
             let begun = Instant::now();
             // a bug in one tree must neither end the agent nor pass for a working tree
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session())) {
+            let session = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session()));
+            // a session that broke down has not
+            self.tree.pruning.halt();
+            match session {
                 Ok(Ok(End::Stop)) => return,
                 Ok(Ok(End::Reopen)) => continue,
                 Ok(Err(e)) if self.tree.stopped() => tracing::debug!(tree = self.tree.name(), "ended: {e}"),
@@ -164,14 +170,17 @@ impl Engine {
 
     fn session(&mut self) -> Result<End> {
         let mut s = self.open()?;
-        loop {
-            if let Some(end) = self.step(&mut s)? {
-                return Ok(end);
+        self.tree.prune_trash(&s.control);
+        let end = loop {
+            match self.step(&mut s).and_then(|end| if end.is_some() { Ok(end) } else { self.wait(&mut s) }) {
+                Ok(None) => {}
+                Ok(Some(end)) => break Ok(end),
+                Err(e) => break Err(e),
             }
-            if let Some(end) = self.wait(&mut s)? {
-                return Ok(end);
-            }
-        }
+        };
+        // before the lock is given back
+        self.end_pruning(end.as_ref().err());
+        end
     }
 
     fn open(&mut self) -> Result<Session> {
@@ -187,7 +196,6 @@ impl Engine {
             if e.class == Class::Busy {
                 tree.shared().lock = Some(e.what.clone());
             }
-            use rustix::io::Errno;
             if matches!(e.errno(), Some(Errno::ROFS | Errno::ACCESS | Errno::PERM)) {
                 tree.shared().unwritable = Some(e.to_string());
             }
@@ -197,7 +205,7 @@ impl Engine {
         };
         let index = Index::open(&tree.state.file("tree.db"))?;
         let store = Store::open(&tree.state.file("fetched.db"))?;
-        let recovered = super::super::target::recover_all(&control, &index, self.options.keep)?;
+        let recovered = self.recover(&control, &index)?;
         if let Some(done) = &recovered {
             tracing::info!(tree = tree.name(), drift = done.drift.len(), "finished what was under way");
         }
@@ -275,6 +283,19 @@ impl Engine {
             retry_for: None,
             retry_wait: RETRY,
             settled: None,
+        })
+    }
+
+    /// Finishes what a crash left.
+    fn recover(&self, control: &Control, index: &Index) -> Result<Option<Committed>> {
+        let finish = || recover_all(control, index, self.options.keep);
+        finish().or_else(|e| {
+            if !is_full(&e) {
+                return Err(e);
+            }
+            // what was to be pruned when the agent ended may be what it lacks
+            prune(control, self.options.keep)?;
+            finish()
         })
     }
 
@@ -472,7 +493,7 @@ impl Engine {
                 Ok(None)
             }
             Ok(Order::Job(job)) => {
-                job(Some(s));
+                job(Some((&self.tree, s)));
                 Ok(None)
             }
             Ok(Order::Wake) | Err(RecvTimeoutError::Timeout) => Ok(None),
