@@ -48,7 +48,9 @@ impl Engine {
         let begun = Instant::now();
         let persisted = s.control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
         let is_new = persisted.map(|(id, _)| id) != Some(newest.id);
-        if is_new {
+        // a disk has failed until it does what it is asked to, not until that is tried again
+        let failed = self.disk_failed && tree.shared().state == State::Failed;
+        if is_new && !failed {
             tree.enter(State::Fetching);
         }
         tree.shared().fetching_since = Some(boot_ms());

@@ -53,6 +53,8 @@ pub(super) struct Engine {
     back: Option<GenId>,
     /// Why the last run did not get all that it wanted.
     pub(super) lacking: Option<String>,
+    /// The last failure was this host's disk: the tree's, or that of the state directory.
+    pub(super) disk_failed: bool,
 }
 
 /// The tree, open and locked.
@@ -112,6 +114,7 @@ impl Engine {
             expected: false,
             back: None,
             lacking: None,
+            disk_failed: false,
         })
     }
 
@@ -128,6 +131,7 @@ impl Engine {
                 Ok(Ok(End::Reopen)) => continue,
                 Ok(Err(e)) if self.tree.stopped() => tracing::debug!(tree = self.tree.name(), "ended: {e}"),
                 Ok(Err(e)) => {
+                    self.disk_failed = is_of_a_disk(&e);
                     self.trouble(State::Failed, e.to_string());
                     if e.class == Class::Integrity {
                         let _ = Index::forget(&self.tree.state.file("tree.db"));
@@ -442,6 +446,7 @@ impl Engine {
             // a commit that was decided is carried out by the next session
             Err(e) if e.class == Class::Transient && Journal::pending(&s.control.dir)?.is_none() => {
                 s.retry(&e, newest.id);
+                self.disk_failed = is_of_a_disk(&e);
                 // what the source or the way to it did not give is no failure here
                 let here = e.source.is_some();
                 self.trouble(if here { State::Failed } else { State::Fetching }, e.to_string());
@@ -549,6 +554,11 @@ impl Engine {
     }
 }
 
+/// Whether a disk is full, or cannot be written or read.
+fn is_of_a_disk(e: &Error) -> bool {
+    is_full(e) || matches!(e.errno(), Some(Errno::ROFS | Errno::IO))
+}
+
 /// Whether the tree's path still leads to what is open.
 fn is_still(control: &Control) -> bool {
     // a directory without ours in it is another one: it is not to be touched by a look
@@ -568,7 +578,10 @@ impl Session {
 
     /// Tries again later.
     pub(super) fn retry(&mut self, e: &Error, generation: GenId) {
-        self.retry_for = Some(generation);
+        if self.retry_for.replace(generation) != Some(generation) {
+            // a newer one is tried at once in any case
+            self.retry_wait = RETRY;
+        }
         tracing::debug!("again in {:?}: {e}", self.retry_wait);
         self.retry_at = Some(Instant::now() + self.retry_wait);
         self.retry_wait = (self.retry_wait * 2).min(RETRY_MAX);
