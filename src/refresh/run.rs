@@ -63,11 +63,11 @@ impl Runner {
             }
             Action::Signal { signal, to: SignalTo::PidFile(file) } => {
                 let (file, signal) = (file.clone(), *signal);
-                within(limit, self.gate.call(move || send(&file, signal))).await
+                within(limit, self.gate.call(vec![file.clone()], move || send(&file, signal))).await
             }
             Action::Touch(file) => {
                 let file = file.clone();
-                within(limit, self.gate.call(move || touch(&file))).await
+                within(limit, self.gate.call(vec![file.clone()], move || touch(&file))).await
             }
         }
     }
@@ -99,7 +99,7 @@ impl Runner {
         let dir = self.state.join(RUN);
         let (file, list) = (dir.join("changed"), listed(&order.changed));
         let made = (dir.clone(), file.clone());
-        within(limit, self.gate.call(move || make_list(&made.0, &made.1, &list))).await?;
+        within(limit, self.gate.call(Vec::new(), move || make_list(&made.0, &made.1, &list))).await?;
         let generation = order.generation.to_string();
         let all = if order.changed == Changed::Everything { "1" } else { "0" };
         let env = [
@@ -113,7 +113,10 @@ impl Runner {
         let label = format!("{}: {rule}", self.tree);
         let done = child::run(argv, &env, limit, &self.cancel, &label).await;
         // the next one makes it anew in any case
-        let _ = self.gate.call(move || std::fs::remove_dir_all(&dir).map_err(|e| e.to_string())).await;
+        let _ = self
+            .gate
+            .call(Vec::new(), move || std::fs::remove_dir_all(&dir).map_err(|e| e.to_string()))
+            .await;
         done
     }
 }

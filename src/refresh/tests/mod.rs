@@ -1,5 +1,6 @@
 //! Real servers on loopback, real programs, real files.
 
+mod blocking;
 mod http;
 mod programs;
 mod secrets;
