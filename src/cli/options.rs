@@ -53,6 +53,9 @@ pub enum Command {
     /// Run a command, and publish all that it writes as one generation when it succeeds; exits with its code, 125 for
     /// failures of our own.
     Hold(HoldArgs),
+    /// What `hold` runs, to become its command.
+    #[command(hide = true)]
+    HoldExec(HoldExecArgs),
     /// Tell the local server now, and say what came of it.
     Refresh(RefreshArgs),
     /// Publish nothing of a tree here (source) or apply nothing (mirror) until `resume`.
@@ -343,6 +346,16 @@ pub struct HoldArgs {
     pub command: Vec<OsString>,
     #[command(flatten)]
     pub(crate) agent: AgentArgs,
+}
+
+/// `hold-exec`.
+#[derive(Debug, Args)]
+pub struct HoldExecArgs {
+    /// The process of `hold`.
+    pub parent: i32,
+    /// What to become.
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
 }
 
 /// `refresh`.
