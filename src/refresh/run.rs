@@ -15,7 +15,7 @@ use super::blocking::Gate;
 use super::changed::Changed;
 use super::machine::{Job, Order};
 use super::template::Facts;
-use super::{child, http};
+use super::{child, http, leftover};
 use crate::config::{Action, Ask, Refresh, Signal, SignalTo};
 use crate::model::{NodeId, escape, escaped};
 
@@ -97,7 +97,7 @@ impl Runner {
 
     async fn exec(&self, argv: &[String], order: &Order, limit: Duration, rule: &str) -> Result<(), String> {
         let dir = self.state.join(RUN);
-        let (file, list) = (dir.join("changed"), listed(&order.changed));
+        let (file, list) = (dir.join(leftover::name()), listed(&order.changed));
         let made = (dir.clone(), file.clone());
         within(limit, self.gate.call(Vec::new(), move || make_list(&made.0, &made.1, &list))).await?;
         let generation = order.generation.to_string();
@@ -121,13 +121,18 @@ impl Runner {
     }
 }
 
-/// Removes what an agent that died in a run left.
-pub(super) fn clean(state: &Path) {
-    if let Err(e) = std::fs::remove_dir_all(state.join(RUN))
-        && e.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!("cannot remove {}: {e}", escaped(&state.join(RUN)));
-    }
+/// Ends and removes what an agent that died in a run left.
+pub(super) async fn clean(state: &Path) {
+    let dir = state.join(RUN);
+    leftover::end(dir.clone()).await;
+    let remove = move || match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {e}", escaped(&dir));
+        }
+        _ => {}
+    };
+    // one that breaks down has said why
+    let _ = tokio::task::spawn_blocking(remove).await;
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {

@@ -2,6 +2,7 @@
 
 mod blocking;
 mod http;
+mod leftover;
 mod programs;
 mod secrets;
 mod states;
