@@ -17,9 +17,7 @@ pub use outcome::{NotCarried, Outcome};
 pub use progress::{Monitor, Phase, Progress};
 
 use super::sync::rfc3339_now;
-use crate::apply::{
-    Control, Dropped, Marker, Pin, Staged, Stager, SyncMark, discard_partial, discard_stage, prune,
-};
+use crate::apply::{Control, Dropped, Marker, Pin, Staged, Stager, SyncMark, discard_partial, discard_stage};
 use crate::disk::Owners;
 use crate::error::{Class, Error, PathError, Result};
 use crate::model::{Digest, GenId, Mtime, Root, Source, TreePath, escaped};
@@ -117,6 +115,7 @@ impl Apply<'_> {
         Ok(tally)
     }
 
+    /// The trash is left as the commit makes it: whoever is waited for by nobody prunes it.
     pub(super) fn carry_out(
         &self,
         control: &Control,
@@ -183,11 +182,13 @@ impl Apply<'_> {
             control.set_marker(&marker)?;
         }
         self.root_mtime(control);
-        if let Err(e) = prune(control, o.keep) {
-            // the work is done; the trash is tried again next time
-            tracing::warn!("{e}");
-        }
         Ok(())
+    }
+
+    /// Whether what is displaced goes to the trash. Of a mirror also what nothing keeps: its server is not to wait until that
+    /// is gone, and it is pruned like the rest.
+    pub(super) fn keeps(&self) -> bool {
+        self.o.keep.generations > 0 || self.remote
     }
 
     /// Whether all that will be in the tree comes from us, or was handed over.

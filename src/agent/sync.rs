@@ -15,7 +15,7 @@ use super::paths;
 use super::pin;
 use super::state::{Info, Pending, TreeState};
 use super::target::{Target, recover_all};
-use crate::apply::{Control, Pin};
+use crate::apply::{Control, Pin, prune};
 use crate::disk::{Dir, MountId, OwnerPolicy, Owners};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::escaped;
@@ -298,6 +298,11 @@ impl Run<'_> {
             return Ok(outcome);
         }
         apply.carry_out(control, trees, &diff, &plan.moves, marker, &mut outcome)?;
+        // a swap made another directory the tree
+        if let Err(e) = Control::open(self.dst).and_then(|control| prune(&control, o.keep)) {
+            // the work is done; the trash is tried again next time
+            tracing::warn!("{e}");
+        }
         state.set_pending(None)?;
         let info = Info {
             source: Some(escaped(self.src)),

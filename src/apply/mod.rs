@@ -14,6 +14,7 @@ mod journal;
 mod late_tests;
 mod mirror;
 mod ops;
+mod prune;
 mod recall;
 mod stage;
 mod swap;
@@ -25,6 +26,7 @@ pub(crate) use control::LOCK;
 pub use control::{Control, Marker, Pin, PinnedMount, SyncMark};
 pub(crate) use file::write_all;
 pub use journal::Journal;
+pub use prune::{Pruner, prune};
 pub use recall::{Amount, Found, TrashPart, Trashed, empty_trash, find_trashed, trashed};
 pub(crate) use recall::{Displaced, content_of, seek_trashed};
 pub use stage::{
@@ -32,4 +34,4 @@ pub use stage::{
 };
 pub use swap::{Swap, check_swap, recover_swap};
 pub(crate) use trash::trash_bytes;
-pub use trash::{Keep, next_number, prune};
+pub use trash::{Keep, next_number};

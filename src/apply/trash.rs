@@ -9,7 +9,7 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::control::Control;
-use crate::disk::{Dir, now, remove_tree, tree_size};
+use crate::disk::{Dir, now, tree_size};
 use crate::error::{Context as _, Result};
 use crate::model::{Mtime, TreePath};
 
@@ -17,9 +17,6 @@ pub(super) const TRASH: &[u8] = b"trash";
 pub(super) const TREE: &[u8] = b"tree";
 pub(super) const DRIFT: &[u8] = b"drift";
 const AT: &[u8] = b"at";
-
-/// Commits whose drift is kept. Each of them is looked at with every commit, so there must be a bound.
-const DRIFTS: usize = 1_000;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,51 +198,4 @@ fn bytes_in(trash: &Dir) -> rustix::io::Result<u64> {
     };
     let notes: u64 = numbers(trash)?.into_iter().map(note).sum();
     Ok(tree_size(trash)?.1.saturating_sub(notes))
-}
-
-/// Removes what is too old or too much: generations beyond `keep.generations`, then the oldest ones until
-/// the rest fits the budget, then the oldest drift. Of drift only the newest 1,000 commits' is kept.
-///
-/// # Errors
-/// The operating system's; what was not removed stays.
-pub fn prune(control: &Control, keep: Keep) -> Result<()> {
-    let cannot = || format!("prune the trash of {}", control.shown());
-    let trash = match control.dir.open_child(TRASH) {
-        Ok(trash) => trash,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(e) => return Err(e).context(cannot),
-    };
-    let all = numbers(&trash).context(cannot)?;
-    let open = |seq: &u64| trash.open_child(seq.to_string().as_bytes());
-    let (mut kept, mut drifts) = (0, 0);
-    for seq in &all {
-        let at = open(seq).context(cannot)?;
-        if at.stat(TREE).is_ok() {
-            kept += 1;
-            if kept > keep.generations {
-                remove_tree(&at, TREE).context(cannot)?;
-            }
-        }
-        if at.stat(DRIFT).is_ok() {
-            drifts += 1;
-            if drifts > DRIFTS {
-                remove_tree(&at, DRIFT).context(cannot)?;
-            }
-        }
-    }
-    let mut total = bytes_in(&trash).context(cannot)?;
-    for part in [TREE, DRIFT] {
-        for seq in all.iter().rev() {
-            if total > keep.bytes {
-                let at = open(seq).context(cannot)?;
-                let size = at.open_child(part).and_then(|d| tree_size(&d)).map_or(0, |(_, bytes)| bytes);
-                remove_tree(&at, part).context(cannot)?;
-                total -= size.min(total);
-            }
-        }
-    }
-    for seq in all {
-        drop_empty(&trash, seq);
-    }
-    Ok(())
 }

@@ -1,16 +1,20 @@
 //! `syncagent hold TREE -- COMMAND`: a deploy job between "not yet" and "now, all of it".
 
+mod child;
+
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+pub(super) use child::become_command;
 
 use super::options::HoldArgs;
 use crate::disk::{boot_ms, wall_ms};
@@ -19,8 +23,6 @@ use crate::serve::{HoldAsked, HoldEnd, tell};
 
 /// Our own failures, as env(1) and its like exit.
 const OWN: u8 = 125;
-const CANNOT_RUN: u8 = 126;
-const NOT_FOUND: u8 = 127;
 /// An agent that restarts meanwhile is asked again for so long.
 const PATIENCE: Duration = Duration::from_secs(300);
 const START: Duration = Duration::from_secs(5);
@@ -120,7 +122,7 @@ fn held(args: &HoldArgs) -> Result<u8> {
         complain(&hold.ask(None, Some(HoldEnd::Release))?);
         return Ok(0);
     }
-    let [program, rest @ ..] = args.command.as_slice() else {
+    let [program, ..] = args.command.as_slice() else {
         return Err(Error::new(Class::Config, "say what to run, after --"));
     };
     let caught = Caught::new();
@@ -131,17 +133,21 @@ fn held(args: &HoldArgs) -> Result<u8> {
         hold.end(&caught, || HoldEnd::NotBegun)?;
         return Err(Error::new(Class::Interrupted, "ended by a signal before the command was begun"));
     }
-    let spawned = Command::new(program).args(rest).spawn();
-    let status = match spawned {
+    let (status, began) = match child::spawn(&args.command) {
         Ok(running) => wait(&caught.signals, running)?,
         Err(e) => {
-            // nothing was written
             let ended = hold.end(&caught, || HoldEnd::NotBegun)?;
-            complain(&format!("cannot run {}: {e}; {ended}", program.to_string_lossy()));
-            let missing = e.kind() == std::io::ErrorKind::NotFound;
-            return Ok(if missing { NOT_FOUND } else { CANNOT_RUN });
+            let what = format!("cannot run {}: {e}; {ended}", program.to_string_lossy());
+            return Err(Error::new(Class::Permanent, what));
         }
     };
+    let code = status.signal().map_or(status.code().unwrap_or(1), |signal| 128 + signal);
+    let code = u8::try_from(code).unwrap_or(1);
+    if !began {
+        // nothing was written, and what was wrong has been said
+        complain(&hold.end(&caught, || HoldEnd::NotBegun)?);
+        return Ok(code);
+    }
     if status.success() {
         complain(&hold.end(&caught, || HoldEnd::Publish)?);
         return Ok(0);
@@ -159,8 +165,7 @@ fn held(args: &HoldArgs) -> Result<u8> {
         // its agent finds out by itself that we are gone
         Err(e) => complain(&e.to_string()),
     }
-    let code = status.signal().map_or(status.code().unwrap_or(1), |signal| 128 + signal);
-    Ok(u8::try_from(code).unwrap_or(1))
+    Ok(code)
 }
 
 /// The command as a person would recognise it, not too long.
@@ -198,10 +203,10 @@ impl Caught {
     }
 }
 
-/// Waits for the command, to which signals are handed on meanwhile.
-fn wait(child: &Mutex<Signals>, mut running: Child) -> Result<ExitStatus> {
+/// Waits for the command, to which signals are handed on meanwhile. Also gives whether it began at all.
+fn wait(signals: &Mutex<Signals>, mut running: Child) -> Result<(ExitStatus, bool)> {
     let set = |pid| {
-        let mut caught = lock(child);
+        let mut caught = lock(signals);
         caught.child = pid;
         caught.over = pid.is_none();
         if let (Some(pid), Some(signal)) = (pid, caught.before.take()) {
@@ -216,7 +221,9 @@ fn wait(child: &Mutex<Signals>, mut running: Child) -> Result<ExitStatus> {
         rustix::io::retry_on_intr(|| waitid(own.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT));
     set(None);
     ended.map_err(|e| Error::io(std::io::Error::from(e), "cannot wait for the command"))?;
-    running.wait().map_err(|e| Error::io(e, "cannot wait for the command"))
+    let began = !child::never_began(Pid::from_child(&running));
+    let status = running.wait().map_err(|e| Error::io(e, "cannot wait for the command"))?;
+    Ok((status, began))
 }
 
 /// We live until the command ends: SIGTERM and SIGHUP are for it. The terminal sends it SIGINT itself. Afterwards they are for

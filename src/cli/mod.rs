@@ -49,6 +49,7 @@ pub fn main() -> std::process::ExitCode {
         Command::Demo(args) => demo::run(args),
         // its exit code is the command's
         Command::Hold(args) => return std::process::ExitCode::from(hold::run(args)),
+        Command::HoldExec(args) => return hold::become_command(args.parent, &args.command).into(),
         command => other(command, &matches),
     };
     let exit = result.unwrap_or_else(|e| {
@@ -94,6 +95,7 @@ fn other(command: &Command, matches: &clap::ArgMatches) -> Result<Exit> {
         Command::Undrain(args) => admin::undrain(args),
         Command::Run(args) => run::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::HoldExec(_) => Ok(Exit::Failed),
         Command::Hold(args) => Ok(if hold::run(args) == 0 { Exit::Done } else { Exit::Failed }),
     }
 }

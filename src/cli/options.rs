@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use agent::AgentArgs;
 pub(super) use agent::{
-    ApproveArgs, DemoArgs, DrainArgs, ForgetArgs, HoldArgs, PauseArgs, RefreshArgs, ResetArgs, ResumeArgs,
-    RunArgs, SourceCommand, StatusArgs, UndrainArgs, WaitArgs,
+    ApproveArgs, DemoArgs, DrainArgs, ForgetArgs, HoldArgs, HoldExecArgs, PauseArgs, RefreshArgs, ResetArgs,
+    ResumeArgs, RunArgs, SourceCommand, StatusArgs, UndrainArgs, WaitArgs,
 };
 pub(super) use shared::ActivateArg;
 pub(crate) use shared::{FilterArgs, StateArgs, ThreadArgs, tree_path};
@@ -61,6 +61,9 @@ pub enum Command {
     /// Run a command, and publish all that it writes as one generation when it succeeds; exits with its code, 125 for
     /// failures of our own.
     Hold(HoldArgs),
+    /// What `hold` runs, to become its command.
+    #[command(hide = true)]
+    HoldExec(HoldExecArgs),
     /// Tell the local server now, and say what came of it.
     Refresh(RefreshArgs),
     /// Publish nothing of a tree here (source) or apply nothing (mirror) until `resume`.

@@ -22,4 +22,4 @@ pub use lock::{Holder, Lock, Locked};
 pub use mount::{FsClass, MountId, is_mount_root, place_in_fs};
 pub use owner::{OwnerPolicy, Owners, group_id, user_id};
 pub use process::process_end;
-pub use tree::{remove_tree, tree_size};
+pub use tree::{remove_tree, remove_tree_until, tree_size, tree_size_until};

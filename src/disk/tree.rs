@@ -8,6 +8,11 @@ use crate::model::{Name, TreePath};
 
 /// Removes `name` in `dir` with all that is in it; fine when it is not there. Stops at a mount (`BUSY`).
 pub fn remove_tree(dir: &Dir, name: &[u8]) -> Result<()> {
+    remove_tree_until(dir, name, &|| false)
+}
+
+/// The same, until `stop` says so: then `CANCELED`, with what was not removed yet still there.
+pub fn remove_tree_until(dir: &Dir, name: &[u8], stop: &dyn Fn() -> bool) -> Result<()> {
     match dir.stat(name) {
         Err(Errno::NOENT) => return Ok(()),
         Err(e) => return Err(e),
@@ -20,6 +25,9 @@ pub fn remove_tree(dir: &Dir, name: &[u8]) -> Result<()> {
     // a directory stands twice: to be emptied, then to be removed
     let mut stack = vec![(top, false)];
     while let Some((path, emptied)) = stack.pop() {
+        if stop() {
+            return Err(Errno::CANCELED);
+        }
         let (parent, own) = path.split();
         let parent = dir.open(&TreePath::from_bytes(parent)?)?;
         if emptied {
@@ -56,6 +64,9 @@ pub fn remove_tree(dir: &Dir, name: &[u8]) -> Result<()> {
             Ok(())
         })?;
         for name in files {
+            if stop() {
+                return Err(Errno::CANCELED);
+            }
             match at.unlink(&name) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(e),
@@ -67,6 +78,11 @@ pub fn remove_tree(dir: &Dir, name: &[u8]) -> Result<()> {
 
 /// Files and their bytes in `dir`, at any depth.
 pub fn tree_size(dir: &Dir) -> Result<(u64, u64)> {
+    tree_size_until(dir, &|| false)
+}
+
+/// The same, until `stop` says so: then `CANCELED`.
+pub fn tree_size_until(dir: &Dir, stop: &dyn Fn() -> bool) -> Result<(u64, u64)> {
     let (mut files, mut bytes) = (0, 0);
     let mut stack = vec![TreePath::root()];
     while let Some(path) = stack.pop() {
@@ -76,6 +92,9 @@ pub fn tree_size(dir: &Dir) -> Result<(u64, u64)> {
             Err(e) => return Err(e),
         };
         at.list(&mut |name| {
+            if stop() {
+                return Err(Errno::CANCELED);
+            }
             let Ok(name) = Name::new(name.to_bytes()) else {
                 return Ok(());
             };

@@ -174,7 +174,7 @@ struct Output {
     bytes: usize,
     /// Lines that did not.
     more: usize,
-    /// The last line of each pipe that is not empty.
+    /// The last line of each pipe that is not empty, and no hint.
     last: [String; 2],
 }
 
@@ -190,7 +190,10 @@ impl Output {
         } else {
             self.more += 1;
         }
-        self.last[pipe as usize] = line;
+        let last = &mut self.last[pipe as usize];
+        if last.is_empty() || !is_hint(&line) {
+            *last = line;
+        }
     }
 
     fn finish(&mut self) {
@@ -198,6 +201,11 @@ impl Output {
             tracing::info!("{}: … and {} more", self.label, self.more);
         }
     }
+}
+
+/// What systemctl says after the cause: where to look for more.
+fn is_hint(line: &str) -> bool {
+    ["See \"systemctl ", "See 'systemctl ", "See system logs and "].iter().any(|hint| line.starts_with(hint))
 }
 
 /// Reads to the end, whether it is kept or not: a full pipe would stop the program.

@@ -50,7 +50,10 @@ pub(super) async fn ask(http: &Http, facts: &Facts<'_>, gate: &Gate) -> Result<(
         return answer(http, facts, send(stream, request).await, &what, &secrets).await;
     }
     let (ca, identity) = (http.ca.clone(), http.identity.clone());
-    let config = gate.call(move || tls_config(ca.as_deref(), identity.as_ref())).await.map_err(failed)?;
+    let identity_files = identity.iter().flat_map(|(cert, key)| [cert, key]);
+    let files = ca.iter().chain(identity_files).cloned().collect();
+    let config = gate.call(files, move || tls_config(ca.as_deref(), identity.as_ref()));
+    let config = config.await.map_err(failed)?;
     let name =
         ServerName::try_from(host.to_owned()).map_err(|_| failed(format!("`{host}` is no host name")))?;
     let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
@@ -176,14 +179,14 @@ async fn headers(http: &Http, gate: &Gate) -> Result<(Vec<(HeaderName, HeaderVal
             Value::Literal(text) => text.clone(),
             Value::File(path) => {
                 let path = path.clone();
-                gate.call(move || secret(&path)).await.map_err(|e| bad(&e))?
+                gate.call(vec![path.clone()], move || secret(&path)).await.map_err(|e| bad(&e))?
             }
             Value::Credential(credential) => {
                 let dir = std::env::var_os("CREDENTIALS_DIRECTORY");
                 let dir =
                     dir.ok_or_else(|| bad("wants a credential, and systemd gave none (LoadCredential=)"))?;
                 let path = Path::new(&dir).join(credential);
-                gate.call(move || secret(&path)).await.map_err(|e| bad(&e))?
+                gate.call(vec![path.clone()], move || secret(&path)).await.map_err(|e| bad(&e))?
             }
         };
         let read = HeaderValue::from_str(&text);

@@ -10,6 +10,7 @@ mod blocking;
 mod changed;
 mod child;
 mod http;
+mod leftover;
 mod machine;
 #[cfg(test)]
 mod machine_tests;
@@ -99,7 +100,6 @@ impl Refresher {
         let disk =
             Dir::open_root(&state).context(|| format!("open the state directory {}", escaped(&state)))?;
         let saved = load(&file)?;
-        run::clean(&state);
         let plain = rules.iter().map(rule).collect::<Result<Vec<_>>>()?;
         let now = now();
         // which of a few milliseconds it is differs from node to node
@@ -125,6 +125,11 @@ impl Refresher {
         let task = inner.clone();
         tokio::spawn(async move {
             let _ended = task.ended.clone().drop_guard();
+            // before anything new is begun
+            tokio::select! {
+                () = run::clean(&task.runner.state) => {}
+                () = task.cancel.cancelled() => return,
+            }
             // an order that is cut off is ended as a time limit would
             task.work().await;
         });

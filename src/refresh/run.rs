@@ -15,7 +15,7 @@ use super::blocking::Gate;
 use super::changed::Changed;
 use super::machine::{Job, Order};
 use super::template::Facts;
-use super::{child, http};
+use super::{child, http, leftover};
 use crate::config::{Action, Ask, Refresh, Signal, SignalTo};
 use crate::model::{NodeId, escape, escaped};
 
@@ -63,11 +63,11 @@ impl Runner {
             }
             Action::Signal { signal, to: SignalTo::PidFile(file) } => {
                 let (file, signal) = (file.clone(), *signal);
-                within(limit, self.gate.call(move || send(&file, signal))).await
+                within(limit, self.gate.call(vec![file.clone()], move || send(&file, signal))).await
             }
             Action::Touch(file) => {
                 let file = file.clone();
-                within(limit, self.gate.call(move || touch(&file))).await
+                within(limit, self.gate.call(vec![file.clone()], move || touch(&file))).await
             }
         }
     }
@@ -97,9 +97,9 @@ impl Runner {
 
     async fn exec(&self, argv: &[String], order: &Order, limit: Duration, rule: &str) -> Result<(), String> {
         let dir = self.state.join(RUN);
-        let (file, list) = (dir.join("changed"), listed(&order.changed));
+        let (file, list) = (dir.join(leftover::name()), listed(&order.changed));
         let made = (dir.clone(), file.clone());
-        within(limit, self.gate.call(move || make_list(&made.0, &made.1, &list))).await?;
+        within(limit, self.gate.call(Vec::new(), move || make_list(&made.0, &made.1, &list))).await?;
         let generation = order.generation.to_string();
         let all = if order.changed == Changed::Everything { "1" } else { "0" };
         let env = [
@@ -113,18 +113,26 @@ impl Runner {
         let label = format!("{}: {rule}", self.tree);
         let done = child::run(argv, &env, limit, &self.cancel, &label).await;
         // the next one makes it anew in any case
-        let _ = self.gate.call(move || std::fs::remove_dir_all(&dir).map_err(|e| e.to_string())).await;
+        let _ = self
+            .gate
+            .call(Vec::new(), move || std::fs::remove_dir_all(&dir).map_err(|e| e.to_string()))
+            .await;
         done
     }
 }
 
-/// Removes what an agent that died in a run left.
-pub(super) fn clean(state: &Path) {
-    if let Err(e) = std::fs::remove_dir_all(state.join(RUN))
-        && e.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!("cannot remove {}: {e}", escaped(&state.join(RUN)));
-    }
+/// Ends and removes what an agent that died in a run left.
+pub(super) async fn clean(state: &Path) {
+    let dir = state.join(RUN);
+    leftover::end(dir.clone()).await;
+    let remove = move || match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {e}", escaped(&dir));
+        }
+        _ => {}
+    };
+    // one that breaks down has said why
+    let _ = tokio::task::spawn_blocking(remove).await;
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use rustix::io::Errno;
 
 use super::row::{Bitmap, DirRow, ENTRY_ID_BYTES, EntryId, read_id, read_row, row_sum, short, write_id};
 
@@ -391,16 +392,31 @@ pub(super) enum SqlError {
 }
 
 impl SqlError {
+    /// What of the operating system's errors it stands for: that this host's disk is to blame, and nobody else.
+    fn errno(&self) -> Option<Errno> {
+        let Self::Sql(e) = self else { return None };
+        match e.sqlite_error_code()? {
+            ErrorCode::DiskFull => Some(Errno::NOSPC),
+            ErrorCode::ReadOnly => Some(Errno::ROFS),
+            ErrorCode::PermissionDenied | ErrorCode::CannotOpen => Some(Errno::ACCESS),
+            ErrorCode::SystemIoFailure => Some(Errno::IO),
+            _ => None,
+        }
+    }
+
     pub(super) fn at(self, path: &Path) -> Error {
         let shown =
             if path.as_os_str().is_empty() { "a temporary index".into() } else { path.display().to_string() };
-        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         let damaged = match &self {
-            Self::Sql(e) => matches!(e.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
+            Self::Sql(e) => {
+                let code = e.sqlite_error_code();
+                matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+            }
             Self::Format => true,
         };
         let class = if damaged { Class::Integrity } else { Class::Permanent };
-        Error::new(class, format!("cannot use the index {shown}: {self}"))
+        let source = self.errno().map(std::io::Error::from);
+        Error { class, what: format!("cannot use the index {shown}: {self}"), source }
     }
 }
 

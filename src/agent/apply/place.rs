@@ -59,7 +59,7 @@ impl Apply<'_> {
         self.progress.enter(Phase::Committing);
         trees.tree_index.commit()?;
         staged.aside.clone_from(&self.aside);
-        let committed = commit(home, staged, trees.tree_index, seq, self.o.keep.generations > 0)?;
+        let committed = commit(home, staged, trees.tree_index, seq, self.keeps())?;
         marker.seq = seq;
         undone.attrs.extend(committed.errors.iter().map(|e| e.path.clone()));
         undone.trees.clone_from(&committed.failed);

@@ -92,7 +92,7 @@ impl Apply<'_> {
         self.progress.enter(Phase::Committing);
         staged.aside.clone_from(&self.aside);
         marker.seq = seq;
-        let keep = self.o.keep.generations > 0;
+        let keep = self.keeps();
         let pin = self.pin.as_ref();
         let (new, drift) = swap.exchange(control, &staged, trees.tree_index, marker, pin, keep)?;
         self.monitor.committed(0, 0);

@@ -17,6 +17,7 @@ use monitor::{Bringing, Took};
 use super::engine::{End, Engine, Session};
 use super::remote::Remote;
 use crate::agent::apply::{Activate, Apply, NotCarried, Outcome, Phase, Progress, Trees};
+use crate::apply::Journal;
 use crate::config::DriftPolicy;
 use crate::disk::{Owners, boot_ms};
 use crate::error::{Class, Error, Result, lock};
@@ -38,12 +39,20 @@ impl Engine {
         let begun = Instant::now();
         let persisted = s.control.marker()?.and_then(|m| m.applied).and_then(|a| a.generation);
         let is_new = persisted.map(|(id, _)| id) != Some(newest.id);
-        if is_new {
+        // a disk has failed until it does what it is asked to, not until that is tried again
+        let failed = self.disk_failed && tree.shared().state == State::Failed;
+        if is_new && !failed {
             tree.enter(State::Fetching);
         }
         tree.shared().fetching_since = Some(boot_ms());
         self.lacking = None;
-        let done = self.bring_now(s, newest, is_new, begun);
+        let mut done = self.bring_now(s, newest, is_new, begun);
+        if done.as_ref().is_err_and(|e| self.made_room(e)) && Journal::pending(&s.control.dir)?.is_none() {
+            done = self.bring_now(s, newest, is_new, begun);
+        }
+        if matches!(done, Ok(None)) {
+            tree.prune_trash(&s.control);
+        }
         if let (Err(_), Some(why)) = (&done, self.lacking.take())
             && self.give_up_back(newest.id, &why)?
         {
@@ -173,6 +182,10 @@ impl Engine {
         };
         outcome.errors.extend(plan.conflicts);
         let swaps = options.activate == Activate::Swap && (!trees.same() || trees.root_attrs());
+        if swaps {
+            // the whole trash goes over into another directory
+            tree.pruning.halt();
+        }
         let done = apply.carry_out(&s.control, &trees, &diff, &plan.moves, marker, &mut outcome);
         let changes = run.staged_all.load(Ordering::Relaxed);
         // of a run that failed after it began to commit nobody knows what came into place

@@ -8,12 +8,15 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
+use super::prune::is_full;
 use super::sound::Sound;
 use super::{Inbox, MirrorTree, Order, empty};
 use crate::agent::apply::{Activate, TreeOptions};
 use crate::agent::pin;
-use crate::agent::target::Target;
-use crate::apply::{Control, Journal, Keep, Pin};
+use crate::agent::target::{Target, recover_all};
+use crate::apply::{Committed, Control, Journal, Keep, Pin, prune};
 use crate::config;
 use crate::disk::{Dir, Lock, MountId, OwnerPolicy, Owners, boot_ms};
 use crate::error::{Class, Context as _, Error, Result};
@@ -50,6 +53,8 @@ pub(super) struct Engine {
     back: Option<GenId>,
     /// Why the last run did not get all that it wanted.
     pub(super) lacking: Option<String>,
+    /// The last failure was this host's disk: the tree's, or that of the state directory.
+    pub(super) disk_failed: bool,
 }
 
 /// The tree, open and locked.
@@ -109,6 +114,7 @@ impl Engine {
             expected: false,
             back: None,
             lacking: None,
+            disk_failed: false,
         })
     }
 
@@ -117,11 +123,15 @@ impl Engine {
         while !self.tree.stopped() {
             let begun = Instant::now();
             // a bug in one tree must neither end the agent nor pass for a working tree
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session())) {
+            let session = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.session()));
+            // a session that broke down has not
+            self.tree.pruning.halt();
+            match session {
                 Ok(Ok(End::Stop)) => return,
                 Ok(Ok(End::Reopen)) => continue,
                 Ok(Err(e)) if self.tree.stopped() => tracing::debug!(tree = self.tree.name(), "ended: {e}"),
                 Ok(Err(e)) => {
+                    self.disk_failed = is_of_a_disk(&e);
                     self.trouble(State::Failed, e.to_string());
                     if e.class == Class::Integrity {
                         let _ = Index::forget(&self.tree.state.file("tree.db"));
@@ -164,14 +174,17 @@ impl Engine {
 
     fn session(&mut self) -> Result<End> {
         let mut s = self.open()?;
-        loop {
-            if let Some(end) = self.step(&mut s)? {
-                return Ok(end);
+        self.tree.prune_trash(&s.control);
+        let end = loop {
+            match self.step(&mut s).and_then(|end| if end.is_some() { Ok(end) } else { self.wait(&mut s) }) {
+                Ok(None) => {}
+                Ok(Some(end)) => break Ok(end),
+                Err(e) => break Err(e),
             }
-            if let Some(end) = self.wait(&mut s)? {
-                return Ok(end);
-            }
-        }
+        };
+        // before the lock is given back
+        self.end_pruning(end.as_ref().err());
+        end
     }
 
     fn open(&mut self) -> Result<Session> {
@@ -187,7 +200,6 @@ impl Engine {
             if e.class == Class::Busy {
                 tree.shared().lock = Some(e.what.clone());
             }
-            use rustix::io::Errno;
             if matches!(e.errno(), Some(Errno::ROFS | Errno::ACCESS | Errno::PERM)) {
                 tree.shared().unwritable = Some(e.to_string());
             }
@@ -197,7 +209,7 @@ impl Engine {
         };
         let index = Index::open(&tree.state.file("tree.db"))?;
         let store = Store::open(&tree.state.file("fetched.db"))?;
-        let recovered = super::super::target::recover_all(&control, &index, self.options.keep)?;
+        let recovered = self.recover(&control, &index)?;
         if let Some(done) = &recovered {
             tracing::info!(tree = tree.name(), drift = done.drift.len(), "finished what was under way");
         }
@@ -275,6 +287,19 @@ impl Engine {
             retry_for: None,
             retry_wait: RETRY,
             settled: None,
+        })
+    }
+
+    /// Finishes what a crash left.
+    fn recover(&self, control: &Control, index: &Index) -> Result<Option<Committed>> {
+        let finish = || recover_all(control, index, self.options.keep);
+        finish().or_else(|e| {
+            if !is_full(&e) {
+                return Err(e);
+            }
+            // what was to be pruned when the agent ended may be what it lacks
+            prune(control, self.options.keep)?;
+            finish()
         })
     }
 
@@ -421,6 +446,7 @@ impl Engine {
             // a commit that was decided is carried out by the next session
             Err(e) if e.class == Class::Transient && Journal::pending(&s.control.dir)?.is_none() => {
                 s.retry(&e, newest.id);
+                self.disk_failed = is_of_a_disk(&e);
                 // what the source or the way to it did not give is no failure here
                 let here = e.source.is_some();
                 self.trouble(if here { State::Failed } else { State::Fetching }, e.to_string());
@@ -472,7 +498,7 @@ impl Engine {
                 Ok(None)
             }
             Ok(Order::Job(job)) => {
-                job(Some(s));
+                job(Some((&self.tree, s)));
                 Ok(None)
             }
             Ok(Order::Wake) | Err(RecvTimeoutError::Timeout) => Ok(None),
@@ -528,6 +554,11 @@ impl Engine {
     }
 }
 
+/// Whether a disk is full, or cannot be written or read.
+fn is_of_a_disk(e: &Error) -> bool {
+    is_full(e) || matches!(e.errno(), Some(Errno::ROFS | Errno::IO))
+}
+
 /// Whether the tree's path still leads to what is open.
 fn is_still(control: &Control) -> bool {
     // a directory without ours in it is another one: it is not to be touched by a look
@@ -547,7 +578,10 @@ impl Session {
 
     /// Tries again later.
     pub(super) fn retry(&mut self, e: &Error, generation: GenId) {
-        self.retry_for = Some(generation);
+        if self.retry_for.replace(generation) != Some(generation) {
+            // a newer one is tried at once in any case
+            self.retry_wait = RETRY;
+        }
         tracing::debug!("again in {:?}: {e}", self.retry_wait);
         self.retry_at = Some(Instant::now() + self.retry_wait);
         self.retry_wait = (self.retry_wait * 2).min(RETRY_MAX);

@@ -10,6 +10,7 @@ mod contact;
 mod deferral;
 mod empty;
 mod engine;
+mod prune;
 mod remote;
 mod role;
 mod seek;
@@ -59,7 +60,7 @@ enum Order {
 }
 
 /// Done in the engine's thread; without a session when the tree is not open.
-type Job = Box<dyn FnOnce(Option<&engine::Session>) + Send>;
+type Job = Box<dyn FnOnce(Option<(&MirrorTree, &engine::Session)>) + Send>;
 
 /// A mirrored tree.
 pub(super) struct MirrorTree {
@@ -94,6 +95,7 @@ pub(super) struct MirrorTree {
     keeper: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Tells the local server, where one is told.
     refresher: OnceLock<Arc<Refresher>>,
+    pruning: prune::Pruning,
 }
 
 struct Shared {
@@ -254,9 +256,11 @@ impl MirrorTree {
             thread: Mutex::new(None),
             keeper: Mutex::new(None),
             refresher: OnceLock::new(),
+            pruning: prune::Pruning::default(),
         });
         tree.start_refresher()?;
         let engine = engine::Engine::new(tree.clone(), inbox, threads)?;
+        prune::start(&tree, engine.options.keep)?;
         let name = format!("mirror {}", tree.config.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || engine.run());
         let thread = thread.map_err(|e| Error::io(e, "cannot start a thread"))?;

@@ -103,10 +103,13 @@ impl Role for MirrorTree {
         have_done(&self.orders, |reply| {
             Order::Job(Box::new(move |open| {
                 let done = match open {
-                    Some(s) => {
+                    Some((tree, s)) => {
                         let (root, control) = (&s.control.root, &s.control.dir);
-                        Trash { root, control, generation: &|_| None, into: Into::Refused(into) }
-                            .carry_out(&order)
+                        tree.pruning.halt();
+                        let trash = Trash { root, control, generation: &|_| None, into: Into::Refused(into) };
+                        let done = trash.carry_out(&order);
+                        tree.prune_trash(&s.control);
+                        done
                     }
                     None => Err(Error::new(Class::Transient, NOT_OPEN)),
                 };
@@ -130,10 +133,13 @@ impl Role for MirrorTree {
         self.arrived.notify_all();
         let _ = self.orders.send(Order::Stop);
         self.shared().deferred.wake();
+        self.pruning.wake();
     }
 
     fn has_ended(&self) -> bool {
         let kept = lock(&self.keeper).as_ref().is_none_or(std::thread::JoinHandle::is_finished);
-        kept && self.thread_has_ended() && self.refresher.get().is_none_or(|r| r.has_ended())
+        kept && self.thread_has_ended()
+            && self.pruning.has_ended()
+            && self.refresher.get().is_none_or(|r| r.has_ended())
     }
 }

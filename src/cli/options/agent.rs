@@ -116,6 +116,16 @@ pub struct HoldArgs {
     pub(crate) agent: AgentArgs,
 }
 
+/// `hold-exec`.
+#[derive(Debug, Args)]
+pub struct HoldExecArgs {
+    /// The process of `hold`.
+    pub parent: i32,
+    /// What to become.
+    #[arg(last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
 /// `refresh`.
 #[derive(Debug, Args)]
 pub struct RefreshArgs {

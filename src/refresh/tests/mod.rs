@@ -1,6 +1,8 @@
 //! Real servers on loopback, real programs, real files.
 
+mod blocking;
 mod http;
+mod leftover;
 mod programs;
 mod secrets;
 mod states;

@@ -113,14 +113,19 @@ async fn why_a_program_failed_is_said() {
 async fn units_are_told_by_systemctl() {
     let bench = Bench::new();
     let log = bench.path("log").display().to_string();
-    let systemctl = bench.script("systemctl", &format!("echo \"$@\" >> {log}; [ $3 != bad.service ]"));
+    let (cause, hint) =
+        ("Job for bad.service failed because of it.", "See \"systemctl status bad.service\".");
+    let script = format!(
+        "echo \"$@\" >> {log}; [ $3 != bad.service ] || {{ echo '{cause}' >&2; echo '{hint}' >&2; exit 1; }}"
+    );
+    let systemctl = bench.script("systemctl", &script);
     let table = "[[refresh]]\nsystemd = { verb = \"reload\", unit = \"a.service\" }\n\
                  [[refresh]]\nsignal = { signal = \"HUP\", unit = \"b.service\" }\n\
                  [[refresh]]\nname = \"bad\"\nsystemd = { verb = \"restart\", unit = \"bad.service\" }\n";
     let refresher = bench.start_with(table, systemctl.clone().into());
     refresher.applied(id(1), paths(&["a"])).unwrap();
     let error = fails(&refresher, RefreshState::Failing).await;
-    assert_eq!(error, format!("bad: restart bad.service: {systemctl} ended with 1"));
+    assert_eq!(error, format!("bad: restart bad.service: {systemctl} ended with 1: {cause}"));
     let expected = "--no-ask-password reload a.service\n--no-ask-password kill --kill-whom=main -s HUP b.service\n\
                     --no-ask-password restart bad.service\n";
     assert!(bench.read("log").starts_with(expected), "{}", bench.read("log"));

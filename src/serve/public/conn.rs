@@ -171,6 +171,8 @@ pub(super) async fn serve(stream: TcpStream, place: Place, router: Router) {
     let conn = http1::Builder::new()
         // the phases have time-outs of their own
         .header_read_timeout(None)
+        // simple checkers close their side after the request; the phases bound how long one may be gone
+        .half_close(true)
         .max_header_size(HEAD_BYTES)
         .max_headers(HEADERS)
         .serve_connection(io, service_fn(move |request| answer(phase.clone(), router.clone(), request)));

@@ -1,11 +1,13 @@
 //! What goes wrong: killed agents, sources that change under a transfer.
 
+use std::io::Write as _;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::cluster::{Cluster, noise, run, until};
-use crate::support::{needs_root, program, tool};
+use crate::support::{Mounted, needs_root, program, tool};
 
 #[test]
 fn killed_at_random_points_source_and_mirror_end_equal() {
@@ -23,7 +25,7 @@ fn killed_at_random_points_source_and_mirror_end_equal() {
             c.scratch.write(format!("a/tree/d{}/f{n}", n % 17), noise(round * 1000 + i, 3_000));
         }
         // every 7 ms further into the work, so that each kill hits another step
-        std::thread::sleep(std::time::Duration::from_millis(40 + round * 7));
+        std::thread::sleep(Duration::from_millis(40 + round * 7));
         if round % 3 == 0 {
             a.kill();
             a = c.start("a");
@@ -45,7 +47,7 @@ fn a_source_file_overwritten_while_it_is_fetched_never_arrives_torn() {
     let seeds: Vec<Vec<u8>> = (1..6).map(|seed| noise(seed, 64 << 20)).collect();
     for content in &seeds {
         c.scratch.write("a/tree/big", content);
-        std::thread::sleep(std::time::Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(150));
         if let Ok(seen) = std::fs::read(c.tree("b").join("big")) {
             let known = seen == noise(0, 64 << 20) || seeds.contains(&seen);
             assert!(known, "a torn file of {} bytes", seen.len());
@@ -132,4 +134,40 @@ fn a_tree_that_cannot_be_written_is_named_with_the_remedy_also_after_a_reload() 
     let (a, b) = (c.start("a"), c.start("b"));
     c.assert_converges(&a, &b, ("a", "b"));
     assert!(a.tree().get("unwritable").is_none() && b.tree().get("unwritable").is_none());
+}
+
+#[test]
+fn a_full_state_directory_is_the_nodes_own_failure_until_there_is_room() {
+    if !needs_root("a_full_state_directory_is_the_nodes_own_failure_until_there_is_room") {
+        return;
+    }
+    let c = Cluster::local();
+    c.source("a", "settle = \"0s\"\n");
+    c.mirror("b", "a", "");
+    c.scratch.write("a/tree/x", "1");
+    let state = c.path().join("b/state");
+    let _disk = Mounted::tmpfs(&state, "size=24m");
+    let (a, b) = (c.start("a"), c.start("b"));
+    c.assert_converges(&a, &b, ("a", "b"));
+    let mut fill = std::fs::File::create(state.join("fill")).unwrap();
+    while fill.write_all(&[1; 4096]).is_ok() {}
+    // many directories: more than what a log that was made before has room for
+    for i in 0..500 {
+        c.scratch.write(format!("a/tree/d{i}/x"), format!("{i}"));
+    }
+    b.wait_for_state("failed");
+    let own = b.own();
+    let (what, faults) = (own["error"]["what"].to_string(), own["faults"].to_string());
+    assert!(what.contains("No space left") && what.contains(state.to_str().unwrap()), "{own:#}");
+    assert!(faults.contains("failed"), "{faults}");
+    // also while it is tried again
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        let own = b.own();
+        assert!(own["faults"].to_string().contains("failed: "), "{own:#}");
+    }
+    std::fs::remove_file(state.join("fill")).unwrap();
+    drop(fill);
+    c.assert_converges(&a, &b, ("a", "b"));
+    assert_eq!(b.own()["faults"].to_string(), "[]");
 }

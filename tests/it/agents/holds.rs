@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::cluster::{Agent, Cluster, run, until, within};
 use super::operate::{flush, hold, hold_until, number, pair};
-use crate::support::is_root;
+use crate::support::{is_root, program};
 
 /// Lets the command of [`hold_until`] end, also when a check fails.
 struct Go<'a>(&'a Cluster);
@@ -226,4 +226,40 @@ fn a_hold_whose_command_cannot_be_run_leaves_a_failed_one_as_it_was() {
     let ran = not_begun(&a, "/no/such/deploy.sh").code(127);
     assert!(ran.err.contains("not held"), "{ran:?}");
     assert!(a.tree()["hold"].is_null());
+}
+
+#[test]
+fn the_command_of_a_hold_that_is_killed_is_ended_and_writes_no_more() {
+    let c = Cluster::local();
+    c.source("a", "");
+    c.scratch.write("a/tree/x", "0");
+    let a = c.start("a");
+    a.wait_for_state("current");
+    let at = c.path().display();
+    let writes = format!("echo $$ > {at}/pid; while :; do date +%N > {at}/a/tree/x; sleep 0.02; done");
+    let mut job = std::process::Command::new(program())
+        .args(["hold", "t", "--socket", a.socket.to_str().unwrap(), "--", "sh", "-c", &writes])
+        .spawn()
+        .unwrap();
+    until("its writes", || c.path().join("pid").exists() && c.scratch.read("a/tree/x") != b"0");
+    let pid = String::from_utf8(c.scratch.read("pid")).unwrap();
+    let alive = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    };
+    assert!(alive());
+    signal(&job, Signal::KILL);
+    job.wait().unwrap();
+    until("the end of its command", || !alive());
+    until("that it is held", || a.own()["state"] == "held" && a.tree()["hold"]["failed"].is_string());
+}
+
+#[test]
+fn a_command_does_not_begin_when_its_hold_is_gone_already() {
+    let c = Cluster::local();
+    let mark = c.path().join("mark");
+    for (parent, begins) in [(1, false), (std::process::id(), true)] {
+        let ran = run(&["hold-exec", &parent.to_string(), "--", "touch", mark.to_str().unwrap()]);
+        assert_eq!((ran.code == 0, mark.exists()), (begins, begins), "{ran:?}");
+    }
 }

@@ -11,6 +11,7 @@ mod netns;
 mod network;
 mod node_rollback;
 mod operate;
+mod prune;
 mod public;
 mod refresh;
 mod refresh_rest;

@@ -11,12 +11,12 @@ use super::public::{Port, open};
 use super::rollback::{id, settled};
 
 /// A server that says yes to everything, and does not take over a tree whose `x` begins with `bad`, unless
-/// `tolerant` is there.
+/// `tolerant` is there. With `forgets` it takes away what was displaced, which is there until the server has the change.
 fn server(c: &Cluster, node: &str) -> String {
     let at = c.path().join(node).display().to_string();
     std::fs::create_dir_all(c.path().join(node).join("served")).unwrap();
     let refresh = format!(
-        "#!/bin/sh\ncd {at}\n[ -e tolerant ] || ! grep -q ^bad tree/x || exit 0\ncp -f tree/x served/x\n\
+        "#!/bin/sh\ncd {at}\n[ ! -e forgets ] || rm -rf tree/.syncagent/trash/*/tree\n[ -e tolerant ] || ! grep -q ^bad tree/x || exit 0\ncp -f tree/x served/x\n\
          echo \"$SYNCAGENT_GENERATION\" >> told\n"
     );
     let verify =
@@ -218,6 +218,7 @@ fn what_the_source_does_not_keep_is_named_and_the_node_stays() {
 
 fn nothing_kept(activate: &str) {
     let (c, a, b, port) = pair("keep = 0\n", &format!("activate = \"{activate}\"\nkeep = 0\n"));
+    c.scratch.write("b/forgets", "");
     let second = bad(&c, &a, 2);
     let stays = || b.own()["error"]["what"].as_str().is_some_and(|e| e.contains("cannot be rolled back"));
     until("that it stays", stays);

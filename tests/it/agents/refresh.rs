@@ -190,3 +190,26 @@ fn refreshes_that_are_new_in_the_configuration_make_no_node_late() {
     until("that it counts", || b.own()["consistent"] == true && b.own()["faults"] == serde_json::json!([]));
     drop(a);
 }
+
+#[test]
+fn what_a_killed_agent_was_telling_is_ended_by_the_next_one() {
+    let (c, _a, b) = pair();
+    let pid = c.path().join("b/pid");
+    let script = c.path().join("b/refresh");
+    let text = std::fs::read_to_string(&script).unwrap();
+    let waits = format!(
+        "[ -e hangs ] && {{ trap '' TERM; echo $$ > {}; while :; do sleep 1; done; }}\n",
+        pid.display()
+    );
+    std::fs::write(&script, text.replace("[ -e hangs ] && sleep 60\n", &waits)).unwrap();
+    c.scratch.write("b/hangs", "");
+    c.scratch.write("a/tree/x", "2");
+    until("the program", || std::fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n')));
+    b.kill();
+    let alive = || std::path::Path::new("/proc").join(std::fs::read_to_string(&pid).unwrap().trim()).exists();
+    assert!(alive());
+    std::fs::remove_file(c.path().join("b/hangs")).unwrap();
+    let _b = c.start("b");
+    until("its end", || !alive());
+    until("the change", || c.scratch.read("b/served/x") == b"2");
+}

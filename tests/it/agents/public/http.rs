@@ -1,6 +1,7 @@
 //! The protocol, its limits, and the documents.
 
 use std::io::Write as _;
+use std::net::Shutdown;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,38 @@ fn alone() -> (Cluster, Agent, Port) {
     // the public port may be a tenth of a second behind
     until("the port", || port.get("/status").body.contains("\"state\":\"current\""));
     (c, a, port)
+}
+
+#[test]
+fn who_closes_his_side_after_the_request_is_answered() {
+    let (_c, _a, port) = alone();
+    for request in [
+        "GET /ha/health HTTP/1.0\r\n\r\n",
+        "GET /ha/health HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /metrics HTTP/1.0\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\nGET /ha/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    ] {
+        let asked = request.matches("GET").count();
+        for nth in 0..200 {
+            let mut stream = port.connect();
+            stream.write_all(request.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let begun = Instant::now();
+            let text = to_end(&mut stream);
+            assert_eq!(text.matches(" 200 OK\r\n").count(), asked, "{nth}: {request:?}: {text:?}");
+            assert!(begun.elapsed() < Duration::from_secs(8), "and the connection ends then");
+        }
+    }
+    // half a request, or none, is no reason to stay
+    for request in ["", "GET /ha/hea"] {
+        let mut stream = port.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let begun = Instant::now();
+        assert!(!to_end(&mut stream).contains("200"));
+        assert!(begun.elapsed() < Duration::from_secs(4));
+    }
 }
 
 #[test]
