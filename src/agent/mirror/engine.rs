@@ -347,11 +347,7 @@ impl Engine {
 
     pub(super) fn gather(&self, s: &mut Session) {
         self.tree.woken.store(false, Ordering::Release);
-        let mut changes = self.tree.take_touched(&s.watcher);
-        changes.retain(|path| {
-            let (parent, name) = (path.parent().unwrap_or_default(), path.split().1);
-            ![false, true].iter().all(|is_dir| self.options.filter.excludes(&parent, name, *is_dir))
-        });
+        let changes = self.tree.take_counted(&s.watcher, &self.options.filter);
         self.note(s, changes);
     }
 

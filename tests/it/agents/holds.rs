@@ -157,7 +157,7 @@ fn a_failed_hold_outlives_the_loss_of_the_state_directory() {
     a.stop();
     lose_the_state(&c);
     let a = c.start("a");
-    flush(&a).code(0);
+    super::operate::published(&a);
     assert!(a.tree()["hold"].is_null(), "{:#}", a.tree());
 }
 
