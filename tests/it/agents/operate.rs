@@ -312,7 +312,10 @@ fn wait_names_the_node_that_is_cut_off_and_a_file_that_is_not_finished() {
     assert!(ran.out.contains("c: it was never heard of"), "{ran:?}");
     a.order(&["wait", "t", "--node", "b"]).code(0);
     b.kill();
+    let before = number(&a);
     c.scratch.write("a/tree/x", "2");
+    // nobody is named as long as it is not known which generation is waited for
+    until("the next generation", || number(&a) == before + 1 && a.row("b")["connected"] == false);
     let ran = a.order(&["wait", "t", "--node", "b", "--timeout", "1s"]).code(7);
     assert!(ran.out.contains("b: not heard for"), "{ran:?}");
     let b = c.start("b");

@@ -148,7 +148,7 @@ fn a_node_whose_server_fails_with_the_next_generation_does_not_count_for_this_on
     let ran = wait_for(&a, n, "300ms").code(7);
     assert!(ran.out.contains("b: its server has not taken it up: server:"), "{ran:?}");
     std::fs::remove_file(&bad).unwrap();
-    wait_for(&a, n + 1, "30s").code(0);
+    wait_for(&a, n + 1, "60s").code(0);
 }
 
 #[test]
@@ -164,14 +164,14 @@ fn a_paused_node_has_what_it_has_until_somebody_writes_there() {
     c.scratch.write("a/tree/x", "2");
     until("the next generation", || number(&a) == n + 1);
     until("that the source knows", || a.row("b")["paused"].is_object());
-    wait_for(&a, n, "10s").code(0);
+    wait_for(&a, n, "60s").code(0);
     let ran = wait_for(&a, n + 1, "300ms").code(7);
     assert!(ran.out.contains("b: paused by"), "{ran:?}");
     c.scratch.write("b/tree/x", "edited");
     until("that the edit is noticed", || a.row("b")["intact"] == false);
     wait_for(&a, n, "300ms").code(7);
     b.order(&["resume", "t"]).code(0);
-    wait_for(&a, n + 1, "30s").code(0);
+    wait_for(&a, n + 1, "60s").code(0);
     assert_eq!(c.scratch.read("b/tree/x"), b"2");
 }
 
