@@ -389,6 +389,7 @@ impl Engine {
             self.begun_alone();
             if full || quiet {
                 self.look(s, full)?;
+                self.found_as_judged(s);
             }
             return Ok(None);
         };
@@ -424,6 +425,15 @@ impl Engine {
                 Ok(None)
             }
             Err(e) => Err(e),
+        }
+    }
+
+    /// While nothing is compared: a tree that is as it was when it was judged last needs no other judgement. Otherwise a late
+    /// event of a commit would make a paused node one of which nobody knows, for as long as it is paused.
+    fn found_as_judged(&self, s: &Session) {
+        let judged = s.settled.as_ref().is_some_and(|(root, ..)| *root == s.scanned.root.object);
+        if judged && !Self::is_dirty(s) && std::mem::take(&mut self.tree.shared().unjudged) {
+            self.tree.news.notify_one();
         }
     }
 

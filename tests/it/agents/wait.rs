@@ -167,6 +167,11 @@ fn a_paused_node_has_what_it_has_until_somebody_writes_there() {
     wait_for(&a, n, "60s").code(0);
     let ran = wait_for(&a, n + 1, "300ms").code(7);
     assert!(ran.out.contains("b: paused by"), "{ran:?}");
+    // what comes and goes changes nothing
+    c.scratch.write("b/tree/other", "1");
+    until("that it is noticed", || a.row("b")["intact"] == false);
+    std::fs::remove_file(c.tree("b").join("other")).unwrap();
+    until("that it is as it was", || a.row("b")["intact"] == true);
     c.scratch.write("b/tree/x", "edited");
     until("that the edit is noticed", || a.row("b")["intact"] == false);
     wait_for(&a, n, "300ms").code(7);
