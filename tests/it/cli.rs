@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::Command;
-use std::time::Duration;
 
 use base64::Engine as _;
 use rustix::process::Signal;
@@ -501,7 +500,7 @@ fn an_interrupt_ends_the_wait_for_a_lock() {
     let mut waiting = Running::start(c.arg(s.src()).arg(s.dst()).args(["--lock-wait", "600s"]));
     waiting.wait_for_open(".syncagent/lock");
     waiting.signal(Signal::INT);
-    waiting.end_within(Duration::from_secs(10)).code(130);
+    waiting.end_within(PATIENCE).code(130);
 }
 
 #[test]
@@ -543,7 +542,7 @@ fn an_interrupt_ends_the_reading_of_one_huge_file() {
     let mut run = Running::start(s.command("sync").arg(s.src()).arg(s.dst()));
     run.wait_for_open("src/huge");
     run.signal(Signal::INT);
-    run.end_within(Duration::from_secs(10)).code(130);
+    run.end_within(PATIENCE).code(130);
 }
 
 #[test]

@@ -158,6 +158,7 @@ impl Engine {
         let run = Bringing {
             watcher: s.watcher.clone(),
             seen: Mutex::default(),
+            filter: &options.filter,
             tree: &tree,
             newest,
             staged: OnceLock::new(),
@@ -197,11 +198,14 @@ impl Engine {
         self.untold = std::mem::take(&mut self.untold).union(changed);
         self.lacking = lock(&run.lacking).take();
         self.expected |= changes;
-        done?;
-        // what the commit's own renames raised was looked at after them
         let mut seen = std::mem::take(&mut *lock(&run.seen));
-        seen.forget_in(&outcome.touched);
+        if done.is_ok() {
+            // what the commit's own renames raised was looked at after them
+            seen.forget_in(&outcome.touched);
+        }
+        // of a run that failed as well: nobody would look at it otherwise
         self.note(s, seen);
+        done?;
         progress.enter(Phase::Finishing);
         let now = Instant::now();
         let staged = *run.staged.get().unwrap_or(&now);

@@ -372,11 +372,7 @@ impl Engine {
 
     pub(super) fn gather(&self, s: &mut Session) {
         self.tree.woken.store(false, Ordering::Release);
-        let mut changes = self.tree.take_touched(&s.watcher);
-        changes.retain(|path| {
-            let (parent, name) = (path.parent().unwrap_or_default(), path.split().1);
-            ![false, true].iter().all(|is_dir| self.options.filter.excludes(&parent, name, *is_dir))
-        });
+        let changes = self.tree.take_counted(&s.watcher, &self.options.filter);
         self.note(s, changes);
     }
 
@@ -418,6 +414,7 @@ impl Engine {
             self.begun_alone();
             if full || quiet {
                 self.look(s, full)?;
+                self.found_as_judged(s);
             }
             return Ok(None);
         };
@@ -454,6 +451,15 @@ impl Engine {
                 Ok(None)
             }
             Err(e) => Err(e),
+        }
+    }
+
+    /// While nothing is compared: a tree that is as it was when it was judged last needs no other judgement. Otherwise a late
+    /// event of a commit would make a paused node one of which nobody knows, for as long as it is paused.
+    fn found_as_judged(&self, s: &Session) {
+        let judged = s.settled.as_ref().is_some_and(|(root, ..)| *root == s.scanned.root.object);
+        if judged && !Self::is_dirty(s) && std::mem::take(&mut self.tree.shared().unjudged) {
+            self.tree.news.notify_one();
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use super::{MirrorTree, Shared};
 use crate::model::State;
+use crate::plan::Filter;
 use crate::watch::{Changes, Watcher};
 
 /// What is known of what is in place.
@@ -61,11 +62,16 @@ impl MirrorTree {
         }
     }
 
-    /// What was written here.
-    pub(super) fn take_touched(&self, watcher: &Watcher) -> Changes {
+    /// What was written here, but for what is excluded.
+    pub(super) fn take_counted(&self, watcher: &Watcher, filter: &Filter) -> Changes {
         // before the events are taken: one that comes in between is taken as well
         self.touched.store(false, Ordering::Release);
-        watcher.take()
+        let mut changes = watcher.take();
+        changes.retain(|path| {
+            let (parent, name) = (path.parent().unwrap_or_default(), path.split().1);
+            ![false, true].iter().all(|is_dir| filter.excludes(&parent, name, *is_dir))
+        });
+        changes
     }
 
     /// Whether nothing is known to be wrong with what is in place. State by state:
@@ -74,7 +80,8 @@ impl MirrorTree {
     /// - `fetching`: nothing has changed yet, also when the source does not give what is wanted. The engine's thread is busy
     ///   then, so what the watcher has noticed counts as well.
     /// - `committing`, `refreshing`: each path is of this generation or of a newer one, and so is what the server has, as long
-    ///   as it does not fail.
+    ///   as it does not fail. What was written here before the commit began is not judged yet (`unjudged`), nor is what
+    ///   happened during it, from the moment when the newer generation counts as in place until it was looked at.
     /// - `paused`: nothing moves. Edits are not judged then, but where they are noticed they count.
     /// - `starting`: nobody knows yet. `failed`, `incomplete`, `drift`, `refused`: something is wrong, and is named.
     pub(super) fn is_intact(&self, shared: &Shared) -> bool {

@@ -233,6 +233,8 @@ impl Nodes {
         let row = |(id, n): (&NodeId, &Node)| {
             let late = behind(n.confirmed);
             let connected = n.connected();
+            // a question that came with more than the last report names says nothing of how that is
+            let has_said = connected && n.is_fresh && n.confirmed <= n.report.applied;
             let passed = age(n.reported_at);
             let mut error = n.report.error.clone();
             if let Some(error) = &mut error {
@@ -250,12 +252,8 @@ impl Nodes {
                 applied: n.report.in_place.filter(|_| n.is_fresh || !connected).max(n.confirmed),
                 refreshed: n.report.refreshed,
                 verified: n.report.verified,
-                consistent: connected && n.is_fresh && n.report.consistent && late.oldest.is_none(),
-                // a question that came with more than the last report names says nothing of how that is
-                intact: n
-                    .report
-                    .intact
-                    .map(|intact| intact && connected && n.is_fresh && n.confirmed <= n.report.applied),
+                consistent: has_said && n.report.consistent && late.oldest.is_none(),
+                intact: n.report.intact.map(|intact| intact && has_said),
                 refresh,
                 paused: later(&n.report.paused),
                 drained: later(&n.report.drained),
@@ -368,6 +366,11 @@ mod tests {
         nodes.connected(&id, 1, 3);
         nodes.connected(&id, -1, 3);
         assert!(row(&nodes).consistent, "a second connection says nothing");
+        let six = GenId { epoch: 1, number: 6 };
+        nodes.heard(&id, Some(six), 3);
+        assert!(!row(&nodes).consistent, "of 6 it has not said how it is");
+        nodes.heard(&id, Some(five), 3);
+        assert!(row(&nodes).consistent);
         nodes.connected(&id, -1, 4);
         assert!(!row(&nodes).consistent);
         nodes.connected(&id, 1, 5);

@@ -1,7 +1,5 @@
 //! What an agent is for.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 
 use super::cluster::{Cluster, eventually, noise, run, until};
@@ -259,7 +257,8 @@ fn a_termination_is_quick_also_during_a_large_transfer_and_the_next_start_goes_o
         panic!("no transfer\n{}\n{}", a.log_tail(), b.log_tail());
     }
     let took = b.stop();
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // not when the transfer is through, however long the disk takes for what is under way
+    assert!(!c.tree("b").join("large").exists(), "it ended after {took:?}, when all was there");
     let there = size();
     let b = c.start("b");
     until("the file", || c.tree("b").join("large").exists());

@@ -12,8 +12,8 @@ use super::cluster::{Agent, Cluster, noise, until, within};
 use crate::support::needs_root;
 
 const MIB: usize = 1 << 20;
-/// A change reaches a mirror in so long, whatever the other mirrors do.
-const SOON: Duration = Duration::from_secs(2);
+/// A change reaches a mirror in so long, whatever the other mirrors do: sooner than a silence is noticed.
+const SOON: Duration = Duration::from_secs(10);
 
 fn long() -> bool {
     std::env::var_os("SYNCAGENT_TEST_LONG").is_some()
@@ -246,14 +246,14 @@ fn a_deploy_script_waits_for_three_hosts_and_is_told_which_is_cut_off() {
         let out = c.net().command("a", "sh").args(["-c", &script]).output().unwrap();
         crate::support::Ran::from(out)
     };
-    deploy("one", "20s").code(0);
+    deploy("one", "60s").code(0);
     for node in ["b", "c"] {
         assert_eq!(c.scratch.read(format!("{node}/tree/app.xml")), b"one\n");
     }
     c.net().cut("c");
     let begun = Instant::now();
-    let ran = deploy("two", "3s").code(7);
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    let ran = deploy("two", "10s").code(7);
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     assert!(ran.out.contains("is not on 1 of 3 nodes") && ran.out.contains("\n  c: "), "{ran:?}");
     assert_eq!(c.scratch.read("b/tree/app.xml"), b"two\n");
     assert_eq!(c.scratch.read("c/tree/app.xml"), b"one\n");

@@ -288,7 +288,8 @@ fn killed_during_a_rollback_the_tree_is_old_or_new_and_mirrors_converge() {
             // and these the renames, or what follows them
             let before = inode("a/tree/d0/f0");
             let begun = std::time::Instant::now();
-            while inode("a/tree/d0/f0") == before && begun.elapsed().as_secs() < 3 {
+            let waits = |order: &mut std::process::Child| order.try_wait().unwrap().is_none();
+            while inode("a/tree/d0/f0") == before && begun.elapsed().as_secs() < 60 && waits(&mut order) {
                 std::thread::yield_now();
             }
             std::thread::sleep(std::time::Duration::from_micros((round % 4) * 700));

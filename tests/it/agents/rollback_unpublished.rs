@@ -108,7 +108,7 @@ fn killed_during_a_rollback_what_was_never_published_is_in_the_tree_or_in_the_tr
         let begun = std::time::Instant::now();
         // every other kill is after the renames began, however slow the machine is
         let waits = || if round % 2 == 0 { !journal.exists() } else { own.exists() };
-        while waits() && begun.elapsed().as_secs() < 10 {
+        while waits() && begun.elapsed().as_secs() < 60 && order.try_wait().unwrap().is_none() {
             std::thread::yield_now();
         }
         // each of these kills hits another step

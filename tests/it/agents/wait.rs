@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use rustix::process::Signal;
 
 use super::cluster::{Agent, Cluster, noise, until};
-use crate::support::{Ran, needs_root};
+use crate::support::{Ran, needs_root, program};
 
 fn number(agent: &Agent) -> u64 {
     agent.tree()["head"]["number"].as_u64().unwrap()
@@ -89,7 +89,11 @@ fn a_node_that_fetches_the_next_generation_has_this_one_unless_somebody_edited_i
     c.source("a", "");
     c.scratch.write("a/tree/x", "1");
     c.mirror("b", "a", "");
-    let (a, b) = (c.start("a"), c.start("b"));
+    // its disk is slow, so that the commit of the next generation, and what follows it, can be looked at
+    let mut slow = c.net().command("b", "strace");
+    slow.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"]);
+    slow.args(["-e", "inject=fsync,fdatasync:delay_enter=100000"]).arg(program());
+    let (a, b) = (c.start("a"), c.start_by("b", slow));
     c.assert_converges(&a, &b, ("a", "b"));
     let n = number(&a);
     c.net().throttle("b", 4);
@@ -97,7 +101,7 @@ fn a_node_that_fetches_the_next_generation_has_this_one_unless_somebody_edited_i
     until("the next generation", || number(&a) == n + 1);
     until("that it is being fetched", || a.row("b")["state"] == "fetching");
     assert_eq!(a.row("b")["consistent"], false);
-    wait_for(&a, n, "10s").code(0);
+    wait_for(&a, n, "60s").code(0);
     let ran = wait_for(&a, n + 1, "300ms").code(7);
     assert!(ran.out.contains("b: has generation 1."), "{ran:?}");
     assert_eq!(a.row("b")["state"], "fetching");
@@ -107,6 +111,14 @@ fn a_node_that_fetches_the_next_generation_has_this_one_unless_somebody_edited_i
     let ran = wait_for(&a, n, "300ms").code(7);
     assert!(ran.out.contains("is being looked at"), "{ran:?}");
     c.net().unthrottle("b");
+    // however far the run is: what is known of is not forgotten
+    let x = c.tree("b").join("x");
+    until("the next generation, whole", || {
+        let row = a.row("b");
+        let is_edited = std::fs::read(&x).is_ok_and(|text| text == b"edited");
+        assert!(row["intact"] != true || !is_edited, "{row:#}\n{}", b.log_tail());
+        row["intact"] == true && row["generation"]["number"] == n + 1
+    });
     wait_for(&a, n + 1, "60s").code(0);
     assert_eq!(c.scratch.read("b/tree/x"), b"1");
     c.assert_converges(&a, &b, ("a", "b"));
@@ -136,7 +148,7 @@ fn a_node_whose_server_fails_with_the_next_generation_does_not_count_for_this_on
     let ran = wait_for(&a, n, "300ms").code(7);
     assert!(ran.out.contains("b: its server has not taken it up: server:"), "{ran:?}");
     std::fs::remove_file(&bad).unwrap();
-    wait_for(&a, n + 1, "30s").code(0);
+    wait_for(&a, n + 1, "60s").code(0);
 }
 
 #[test]
@@ -152,14 +164,19 @@ fn a_paused_node_has_what_it_has_until_somebody_writes_there() {
     c.scratch.write("a/tree/x", "2");
     until("the next generation", || number(&a) == n + 1);
     until("that the source knows", || a.row("b")["paused"].is_object());
-    wait_for(&a, n, "10s").code(0);
+    wait_for(&a, n, "60s").code(0);
     let ran = wait_for(&a, n + 1, "300ms").code(7);
     assert!(ran.out.contains("b: paused by"), "{ran:?}");
+    // what comes and goes changes nothing
+    c.scratch.write("b/tree/other", "1");
+    until("that it is noticed", || a.row("b")["intact"] == false);
+    std::fs::remove_file(c.tree("b").join("other")).unwrap();
+    until("that it is as it was", || a.row("b")["intact"] == true);
     c.scratch.write("b/tree/x", "edited");
     until("that the edit is noticed", || a.row("b")["intact"] == false);
     wait_for(&a, n, "300ms").code(7);
     b.order(&["resume", "t"]).code(0);
-    wait_for(&a, n + 1, "30s").code(0);
+    wait_for(&a, n + 1, "60s").code(0);
     assert_eq!(c.scratch.read("b/tree/x"), b"2");
 }
 

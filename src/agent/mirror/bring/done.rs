@@ -57,6 +57,8 @@ impl Engine {
         }
         if s.scanned.root.object == wanted {
             s.settle(newest);
+            // what was seen before and during the commit was looked at, but for what is still to be
+            tree.shared().unjudged = Self::is_dirty(s);
         } else {
             // somebody wrote into it during the commit: looked at as drift
             tree.shared().unjudged = true;

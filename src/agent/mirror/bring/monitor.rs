@@ -5,7 +5,7 @@ use super::super::back::lacking;
 use crate::agent::apply::Monitor;
 use crate::error::{Class, Error, PathError, Result, lock};
 use crate::model::{Generation, State, TreePath};
-use crate::plan::Step;
+use crate::plan::{Filter, Step};
 use crate::refresh::Changed;
 use crate::watch::{Changes, Watcher};
 use std::collections::BTreeSet;
@@ -32,6 +32,8 @@ pub(super) struct Bringing<'a> {
     pub(super) watcher: Arc<Watcher>,
     /// What happened in the tree until the commit was done.
     pub(super) seen: Mutex<Changes>,
+    /// What of that counts: not what is excluded.
+    pub(super) filter: &'a Filter,
     pub(super) staged: OnceLock<Instant>,
     pub(super) committed: OnceLock<Instant>,
     /// For the local server.
@@ -47,10 +49,21 @@ pub(super) struct Bringing<'a> {
 impl Bringing<'_> {
     /// The commit begins: what the local server has is no longer what is there.
     fn begins(&self) -> Result<()> {
+        // from here on nothing tells the commit's own events from others': whoever wrote here until now has to be known
+        self.note();
         self.tree.enter(State::Committing);
         self.tree.note_complete();
         self.staged_all.store(true, Ordering::Relaxed);
         self.tree.refresher.get().map_or(Ok(()), |refresher| refresher.expect(self.newest.id))
+    }
+
+    /// Takes what happened in the tree. Until it was looked at, nobody can say that all is as it should be.
+    fn note(&self) {
+        let changes = self.tree.take_counted(&self.watcher, self.filter);
+        if !changes.is_empty() {
+            self.tree.shared().unjudged = true;
+            lock(&self.seen).merge(changes);
+        }
     }
 }
 
@@ -107,7 +120,8 @@ impl Monitor for Bringing<'_> {
 
     fn committed(&self, failed: usize, vanished: u64) {
         self.committed.get_or_init(Instant::now);
-        *lock(&self.seen) = self.tree.take_touched(&self.watcher);
+        // before all of it counts as in place
+        self.note();
         if failed == 0 && vanished == 0 {
             self.tree.mark_applied(self.newest);
         }
