@@ -21,7 +21,7 @@ fn damaged_kept_content_is_found_before_anything_changes() {
     std::fs::write(&kept, damaged).unwrap();
     let before = snapshot(&c.tree("a"));
     let ran = a.order(&["rollback", "t", "--to", &id(&first), "--dry-run"]).code(4);
-    assert!(ran.err.contains("1 files is gone: big"), "{ran:?}");
+    assert!(ran.err.contains("1 file is gone: big"), "{ran:?}");
     assert_same(&snapshot(&c.tree("a")), &before);
     assert!(!kept.exists() && a.log_text().contains("kept content of big is damaged"), "{}", a.log_tail());
     // a copy that is right does, wherever it is; and what the tree has is kept again
@@ -178,7 +178,7 @@ fn what_no_kept_generation_needs_is_swept_out() {
     assert!(swept, "{} {}\n{}", retention(&a), a.order(&["history", "t"]).out, a.log_tail());
     assert!(kept(2) && kept(3));
     let gone = a.order(&["rollback", "t", "--to", "1.1"]).code(4);
-    assert!(gone.err.contains("1 files is gone") || gone.err.contains(" x "), "{gone:?}");
+    assert!(gone.err.contains("1 file is gone") || gone.err.contains(" x "), "{gone:?}");
     a.order(&["rollback", "t"]).code(0);
     assert_eq!(c.scratch.read("a/tree/x"), noise(2, 5_000));
 }
