@@ -58,7 +58,9 @@ fn a_mass_deletion_is_refused_until_it_is_approved_and_reaches_no_mirror() {
     for d in ["d0", "d1"] {
         std::fs::remove_dir_all(c.tree("a").join(d)).unwrap();
     }
-    a.wait_for_state("refused");
+    // a look may have come in the middle of it
+    until("the refusal of all of it", || a.own()["plan"]["lost"] == 14);
+    assert_eq!(a.own()["state"], "refused");
     assert_eq!(c.digest("b"), before);
     let plan = a.own()["plan"]["id"].as_str().unwrap().to_owned();
     let wrong = a.order(&["approve", "t", "0123456789abcdef"]);
