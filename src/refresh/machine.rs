@@ -122,8 +122,8 @@ fn note_questions(rules: &[Rule], saved: &mut Saved) {
         if !pending.changed.concerns(rule.when.as_ref()) {
             let progress = pending.done.entry(rule.name.clone()).or_default();
             if progress.print != rule.print {
-                let (print, told_for) = (rule.print.clone(), Some(pending.generation));
-                *progress = Progress { print, told: true, told_for, ..Progress::default() };
+                let told = saved.told.contains_key(&rule.name);
+                *progress = Progress { print: rule.print.clone(), told, ..Progress::default() };
             }
         }
     }
@@ -141,6 +141,8 @@ struct Running {
     counts: bool,
     /// It began when all was in place that `Machine::overtaken` is about.
     counts_before: bool,
+    /// By order it is done again, and how this one ends is nobody's concern.
+    void: bool,
 }
 
 /// Since when a rule is asked, and how often it was.
@@ -180,6 +182,10 @@ impl Machine {
     /// Goes on where `saved` ends. When a change was under way then, anything may have changed.
     pub(super) fn new(rules: Vec<Rule>, mut saved: Saved, now: Now, seed: u64) -> Self {
         saved.unsure |= saved.expecting.take().is_some();
+        if saved.asks.is_none() {
+            // of a version that did not tell them apart
+            saved.had = saved.had.or(saved.complete);
+        }
         note_questions(&rules, &mut saved);
         let ago = |wall: i64| now.boot.saturating_sub(u64::try_from(now.wall - wall).unwrap_or(0));
         let began = rules.iter().map(|rule| saved.began.get(&rule.name).map(|wall| ago(*wall))).collect();
@@ -190,9 +196,13 @@ impl Machine {
                 .done
                 .retain(|name, done| rules.iter().any(|rule| rule.name == *name && rule.print == done.print));
         }
-        if saved.fault.as_ref().is_some_and(|fault| rules.iter().all(|rule| rule.name != fault.rule)) {
-            saved.fault = None;
-        }
+        let known = |fault: &Fault| {
+            let asks = |rule: &Rule| !fault.asked || rule.verify.is_some();
+            rules.iter().any(|rule| rule.name == fault.rule && asks(rule))
+        };
+        saved.fault.take_if(|fault| !known(fault));
+        saved.disagreed.retain(|_, fault| known(fault));
+        saved.told.retain(|name, _| rules.iter().any(|rule| rule.name == *name));
         saved.failed.retain(|name, _| rules.iter().any(|rule| rule.name == *name));
         let fault_since = saved.fault.as_ref().map_or(0, |fault| ago(fault.wall));
         Self {
@@ -296,8 +306,7 @@ impl Machine {
         });
         let told = |rule: &Rule| Progress {
             print: rule.print.clone(),
-            told: true,
-            told_for: Some(generation),
+            told: self.saved.told.contains_key(&rule.name),
             ..Progress::default()
         };
         let done = done.map(|rule| (rule.name.clone(), told(rule))).collect();
@@ -327,6 +336,9 @@ impl Machine {
             let generation = self.saved.in_place.ok_or("no generation is in place yet")?;
             self.saved.rolled_back = None;
             self.renew(generation, Changed::Everything);
+            if let Some(running) = &mut self.running {
+                running.void = true;
+            }
         }
         let Some(pending) = &mut self.saved.pending else {
             return Ok(Forced::Nothing);
@@ -336,7 +348,7 @@ impl Machine {
             self.asking = None;
             self.overtaken = None;
             if let Some(running) = &mut self.running {
-                (running.counts, running.counts_before) = (false, false);
+                (running.counts, running.counts_before, running.void) = (false, false, true);
             }
         }
         (self.failures, self.not_before, self.urgent, self.dirty) = (0, 0, true, true);
@@ -348,6 +360,7 @@ impl Machine {
         if self.running.is_some() || self.is_held() {
             return Next::Wait(None);
         }
+        self.notice(now);
         self.conclude();
         let (Some((rule, job)), Some(pending)) = (self.step(), &self.saved.pending) else {
             return Next::Wait(None);
@@ -363,23 +376,25 @@ impl Machine {
         self.next_id += 1;
         let told = |rule: usize| self.done(rule).is_some_and(|done| done.told);
         let counts = match job {
-            // in their order
-            Job::Tell => self.concerned().take_while(|first| *first < rule).all(told),
+            Job::Tell => self.is_next(rule),
             Job::Ask => told(rule),
         };
-        // a server that says which generation it has says which one it was told of
-        let generation = if job == Job::Tell || counts {
-            pending.generation
-        } else {
-            self.told_for(rule).unwrap_or(pending.generation)
-        };
+        let generation = if job == Job::Tell { pending.generation } else { self.asked_for(rule, pending) };
         let concerns = pending.changed.concerns(its.when.as_ref());
         // told again without a change, because it does not agree
         let changed =
             if concerns { pending.changed.matching(its.when.as_ref()) } else { Changed::Everything };
         let order = Order { id: self.next_id, rule, job, generation, changed };
-        self.running =
-            Some(Running { id: order.id, rule, job, generation, fresh: true, counts, counts_before: true });
+        self.running = Some(Running {
+            id: order.id,
+            rule,
+            job,
+            generation,
+            fresh: true,
+            counts,
+            counts_before: true,
+            void: false,
+        });
         if job == Job::Tell {
             self.began[rule] = Some(now.boot);
             if its.min_interval > 0 {
@@ -407,15 +422,26 @@ impl Machine {
     /// An order has ended. Gives the generation that the node is to be rolled back from.
     pub(super) fn finished(&mut self, id: u64, result: Result<(), String>, now: Now) -> Option<GenId> {
         let running = self.running.take_if(|running| running.id == id)?;
-        let Running { rule, job, generation, fresh, counts, counts_before, .. } = running;
+        let Running { rule, job, generation, fresh, counts, counts_before, void, .. } = running;
         let counts_before = counts_before && self.overtaken.is_some();
         if !counts && !counts_before {
+            if let (Job::Tell, Err(what), false) = (job, result, void) {
+                self.fault(rule, job, what, now);
+            }
             return None;
         }
         self.dirty = true;
-        if counts_before && result.is_ok() {
-            self.went_well_before(rule, job, generation);
+        if result.is_ok() {
+            if job == Job::Tell {
+                self.saved.told.insert(self.rules[rule].name.clone(), generation);
+            }
+            if counts_before {
+                self.went_well_before(rule, job);
+                self.conclude_overtaken();
+            }
         }
+        // what had to be told before it is perhaps done by now
+        let counts = counts || fresh && job == Job::Tell && self.is_next(rule);
         match (job, result) {
             (Job::Tell, Ok(())) if counts => self.told(rule),
             (Job::Tell, Ok(())) => self.well(rule, Some(Job::Tell)),
@@ -441,9 +467,8 @@ impl Machine {
     }
 
     fn told(&mut self, rule: usize) {
-        let generation = self.saved.pending.as_ref().map(|pending| pending.generation);
         if let Some(done) = self.progress(rule) {
-            (done.told, done.told_for, done.verified) = (true, generation, false);
+            (done.told, done.verified) = (true, false);
         }
         self.well(rule, Some(Job::Tell));
         let all = self.concerned().all(|rule| self.done(rule).is_some_and(|done| done.told));
@@ -475,12 +500,14 @@ impl Machine {
         self.overtaken = None;
         let done = self.progress(rule)?;
         done.verify_failed = true;
-        if let Some(fault) = &mut self.saved.fault {
-            fault.failed = true;
+        if let Some(fault) = self.saved.fault.clone() {
+            self.saved.disagreed.insert(fault.rule.clone(), fault);
         }
         self.not_before = now.boot.saturating_add(self.jittered(slow));
+        // of a question that is new in the configuration nobody knows whether the server could ever answer it
+        let is_new = self.saved.unasked.contains(&self.rules[rule].name);
         let roll_back =
-            verify.on_failure == OnFailure::Rollback && self.saved.rolled_back != Some(generation);
+            verify.on_failure == OnFailure::Rollback && self.saved.rolled_back != Some(generation) && !is_new;
         roll_back.then(|| *self.saved.rolled_back.insert(generation))
     }
 
@@ -507,7 +534,8 @@ impl Machine {
         let Some(pending) = self.saved.pending.take() else { return };
         let done = Some(pending.generation);
         (self.saved.refreshed, self.saved.verified, self.saved.complete) = (done, done, done);
-        (self.saved.attempts, self.saved.fault) = (0, None);
+        (self.saved.attempts, self.saved.fault, self.saved.had) = (0, None, done);
+        self.saved.disagreed.clear();
         self.saved.failed.clear();
         self.saved.unasked.clear();
         self.saved.asks = Some(questions(&self.rules));
@@ -525,6 +553,27 @@ impl Machine {
             self.rules.iter().enumerate().filter(move |(_, rule)| concerned(rule))
         });
         rules.map(|(i, _)| i)
+    }
+
+    /// Whether the newest generation was told of to all that comes before `rule`.
+    fn is_next(&self, rule: usize) -> bool {
+        let told = |rule: usize| self.done(rule).is_some_and(|done| done.told);
+        self.concerned().take_while(|first| *first < rule).all(told)
+    }
+
+    /// The generation that `rule` asks for: the one that it was told of. Where that is not the newest one, the server may be
+    /// ahead of it, for it also looks by itself or is told by several rules; so newer ones are asked for in turn.
+    fn asked_for(&self, rule: usize, pending: &Pending) -> GenId {
+        let (told, name) = (&self.saved.told, &self.rules[rule].name);
+        let own = told.get(name).copied().unwrap_or(pending.generation);
+        if self.done(rule).is_some_and(|done| done.told) && !self.saved.unasked.contains(name) {
+            return pending.generation;
+        }
+        let ahead = told.values().copied().max().filter(|ahead| (own..=pending.generation).contains(ahead));
+        let mut all = vec![own, ahead.unwrap_or(own), pending.generation];
+        all.dedup();
+        let asking = self.asking.as_ref().filter(|asking| asking.rule == rule);
+        all[asking.map_or(0, |asking| asking.asked as usize) % all.len()]
     }
 
     /// The first thing that is not done yet.
@@ -560,6 +609,9 @@ impl Machine {
         let about =
             |fault: &Fault| fault.rule == *name && job.is_none_or(|job| fault.asked == (job == Job::Ask));
         self.saved.fault.take_if(|fault| about(fault));
+        if job.is_none() {
+            self.saved.disagreed.remove(name);
+        }
     }
 
     fn fault(&mut self, rule: usize, job: Job, what: String, now: Now) {
@@ -575,9 +627,7 @@ impl Machine {
             let failed = self.saved.failed.entry(rule.clone()).or_default();
             *failed = failed.saturating_add(1);
         }
-        // until it agrees
-        let failed = self.saved.fault.as_ref().is_some_and(|fault| fault.failed && fault.rule == rule);
-        self.saved.fault = Some(Fault { rule, asked, failed, what, wall });
+        self.saved.fault = Some(Fault { rule, asked, what, wall });
         (self.in_attempt, self.urgent) = (false, false);
         self.outcomes += 1;
     }
@@ -594,6 +644,7 @@ impl Machine {
     #[cfg(test)]
     pub(super) fn forget_fault(&mut self) {
         self.saved.fault = None;
+        self.saved.disagreed.clear();
     }
 
     /// What people see of it.
@@ -602,10 +653,9 @@ impl Machine {
             return RefreshStatus::default();
         }
         let step = self.running.as_ref().map(|running| (running.rule, running.job)).or_else(|| self.step());
-        let fault = self.saved.fault.as_ref();
+        let fault = self.saved.fault.as_ref().or_else(|| self.saved.disagreed.values().next());
         let mut dones = self.saved.pending.iter().flat_map(|pending| pending.done.values());
-        let failed = fault.is_some_and(|fault| fault.failed);
-        let state = if failed || dones.any(|done| done.verify_failed) {
+        let state = if !self.saved.disagreed.is_empty() || dones.any(|done| done.verify_failed) {
             RefreshState::VerifyFailed
         } else if fault.is_some_and(|fault| !fault.asked) {
             RefreshState::Failing

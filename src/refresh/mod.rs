@@ -14,6 +14,8 @@ mod leftover;
 mod machine;
 #[cfg(test)]
 mod machine_tests;
+#[cfg(test)]
+mod rest_tests;
 mod run;
 mod saved;
 mod template;
@@ -208,6 +210,11 @@ impl Refresher {
     /// tree may be ahead of it.
     pub fn complete(&self) -> Option<GenId> {
         self.inner.machine().saved().complete
+    }
+
+    /// The newest generation that the server is known to have had itself, and not only newer files: what a node can go back to.
+    pub fn had(&self) -> Option<GenId> {
+        self.inner.machine().saved().had
     }
 
     /// The generation that is in place, when `on-failure = "rollback"` took effect for it and the server still does not
@@ -459,7 +466,7 @@ fn rule(refresh: &Refresh) -> Result<Rule> {
     let when = if refresh.when.is_empty() { None } else { Some(Filter::new(refresh.patterns())?) };
     let print = |debug: String| blake3::hash(debug.as_bytes()).to_hex()[..16].to_owned();
     let verify = refresh.verify.as_ref().map(|verify| Verify {
-        print: print(format!("{verify:?}")),
+        print: print(format!("{:?}", verify.ask)),
         within: ms(verify.within),
         on_failure: verify.on_failure,
         refreshes: verify.refreshes,

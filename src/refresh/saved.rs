@@ -29,6 +29,13 @@ pub(super) struct Saved {
     /// By rule, how often it could not be told, in a row.
     pub failed: BTreeMap<String, u64>,
     pub fault: Option<Fault>,
+    /// By rule, why the server does not have what it was told of, in all the time that it was given and whatever came into
+    /// place since; until it agrees.
+    pub disagreed: BTreeMap<String, Fault>,
+    /// By rule, the generation that was in place when it was told last.
+    pub told: BTreeMap<String, GenId>,
+    /// The newest generation that the server had itself, not only newer files.
+    pub had: Option<GenId>,
     /// By rule, what it asked when `complete` came about; empty: nothing. `None` in what a version left that did not note it.
     pub asks: Option<BTreeMap<String, String>>,
     /// Rules whose question is new since then, so that `complete` says nothing of it.
@@ -54,8 +61,6 @@ pub(super) struct Progress {
     /// Of the rule that this is about.
     pub print: String,
     pub told: bool,
-    /// The generation that was in place then.
-    pub told_for: Option<GenId>,
     pub verified: bool,
     /// How often it was told again because it did not agree.
     pub retold: u64,
@@ -69,9 +74,6 @@ pub(super) struct Fault {
     pub rule: String,
     /// In asking, not in telling.
     pub asked: bool,
-    /// It did not agree in all the time that it was given, whatever came into place since.
-    #[serde(default)]
-    pub failed: bool,
     pub what: String,
     /// When it began, by this host's wall clock.
     pub wall: i64,

@@ -149,7 +149,7 @@ impl MirrorTree {
 
     /// What the server had is remembered before that changes.
     pub(super) fn note_complete(&self) {
-        if let Some(id) = self.refresher.get().and_then(|refresher| refresher.complete()) {
+        if let Some(id) = self.refresher.get().and_then(|refresher| refresher.had()) {
             self.happened.complete(id);
         }
     }

@@ -135,6 +135,7 @@ impl Engine {
             shared.deferred.let_through();
             let (refreshing, before) = (tree.is_refreshing(), shared.sound);
             shared.sound.judged(drifted > 0, refreshing);
+            shared.mended.take_if(|_| drifted > 0);
             if before != shared.sound || was != (drifted, unjudged) {
                 tree.news.notify_one();
             }

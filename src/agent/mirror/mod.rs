@@ -125,6 +125,8 @@ struct Shared {
     unjudged: bool,
     /// What is known of what is in place.
     sound: Sound,
+    /// The generation that came into place without an edit while `sound` was [`Sound::Edited`], and what was complete then.
+    mended: Option<(GenId, Option<GenId>)>,
     watch: WatchStatus,
     lag: Lag,
     /// When what is published was not late, but deferred.
@@ -230,6 +232,7 @@ impl MirrorTree {
                 drift: 0,
                 unjudged: false,
                 sound: Sound::Unknown,
+                mended: None,
                 watch: WatchStatus::default(),
                 complete: None,
                 lag: Lag::default(),
@@ -304,6 +307,8 @@ impl MirrorTree {
             let mut shared = self.shared();
             if !refresher.is_open() {
                 shared.forget_stay();
+                shared.told();
+            } else if shared.is_told_of_the_mended() {
                 shared.told();
             }
             drop(shared);

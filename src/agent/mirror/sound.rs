@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{MirrorTree, Shared};
-use crate::model::State;
+use crate::model::{GenId, State};
 use crate::plan::Filter;
 use crate::watch::{Changes, Watcher};
 
@@ -48,7 +48,22 @@ impl Shared {
     pub(super) fn told(&mut self) {
         if self.drift == 0 {
             self.sound.told();
+            self.mended = None;
         }
+    }
+
+    /// `id` came into place, and nothing is edited any more, unless somebody wrote during the commit.
+    pub(super) fn is_mended(&mut self, id: GenId) {
+        if self.sound == Sound::Edited && self.mended.is_none() && !self.unjudged {
+            self.mended = Some((id, self.complete));
+        }
+    }
+
+    /// Whether the local server was told since then: of that generation or of a newer one, in an attempt that began when it was
+    /// in place. With a source that never rests it never has all that is in place.
+    pub(super) fn is_told_of_the_mended(&self) -> bool {
+        let told = |(id, before): (GenId, Option<GenId>)| self.complete >= Some(id) && self.complete > before;
+        self.mended.is_some_and(told) && !self.unjudged
     }
 }
 

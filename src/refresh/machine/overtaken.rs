@@ -4,15 +4,16 @@
 //! The newest generation comes first, also here: what is told is what is in place, and that counts for what was overtaken as
 //! well, since all of that, or newer, was in place when the telling began. Only when the newest one is overtaken in its turn
 //! is what was overtaken brought to its end before anything else: what it still lacks is told, and the server is asked
-//! for what it was told last. So a server that takes up every change late is seen to take them up, and one that never does is
-//! found out, however often something changes.
+//! for what it was told last. So a server that takes up every change late is seen to take them up. When it does not agree in the
+//! time that it is given, or when nothing has come for twice as long as changes took to come (then what is in place is perhaps
+//! meant to mend it), the newest one is told at once and all begins anew. That it did not agree is shown then, and no verdict:
+//! a server may have been ahead of the question.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::changed::Changed;
 use super::super::saved::{Pending, Progress};
-use super::{Job, Machine, Now};
-use crate::config::OnFailure;
+use super::{Job, Machine, Now, Rule};
 use crate::model::GenId;
 
 /// A generation that was in place and is not complete, while a newer one is pending.
@@ -25,7 +26,14 @@ pub(super) struct Overtaken {
     newer: Changed,
     /// How often a newer generation came since.
     times: u32,
+    /// `times` as it was seen last, when that was, and how long it had taken; boot time and ms.
+    noticed: (u32, u64, u64),
+    /// Who agreed since it was told last.
+    agreed: BTreeSet<usize>,
 }
+
+/// Changes that come more seldom than this, in ms, do not keep the newest one from being told.
+const REST: u64 = 10_000;
 
 impl Overtaken {
     fn lacks(&self, rule: usize, of: fn(&Progress) -> bool) -> bool {
@@ -53,7 +61,7 @@ impl Machine {
             overtaken.newer = std::mem::take(&mut overtaken.newer).union(changed.clone());
             overtaken.times = overtaken.times.saturating_add(1);
             // a failure to tell is not waited out by what is newer
-            return overtaken.times > 2 && self.failures == 0;
+            return self.failures == 0;
         }
         let under_way = self.running.as_ref().is_some_and(|running| running.counts);
         let failed = pending.done.values().any(|done| done.verify_failed);
@@ -70,9 +78,11 @@ impl Machine {
                 let done = pending.done.get(&self.rules[*rule].name)?;
                 Some((*rule, done.clone()))
             });
-            let done = done.collect();
+            let done: BTreeMap<usize, Progress> = done.collect();
+            let agreed = done.iter().filter(|(_, done)| done.verified).map(|(rule, _)| *rule).collect();
             let (generation, newer) = (pending.generation, changed.clone());
-            self.overtaken = Some(Overtaken { generation, rules, done, newer, times: 1 });
+            self.overtaken =
+                Some(Overtaken { generation, rules, done, newer, times: 1, noticed: (0, 0, 0), agreed });
         }
         false
     }
@@ -89,18 +99,29 @@ impl Machine {
         tell.map(|rule| (rule, Job::Tell)).or_else(|| ask().map(|rule| (rule, Job::Ask)))
     }
 
-    /// The generation that was in place when the server was last told successfully.
-    pub(super) fn told_for(&self, rule: usize) -> Option<GenId> {
-        self.overtaken.as_ref()?.done.get(&rule)?.told_for
+    /// Keeps count of how often a newer one comes.
+    pub(super) fn notice(&mut self, now: Now) {
+        let Some(overtaken) = &mut self.overtaken else { return };
+        let (times, at, _) = overtaken.noticed;
+        if times != overtaken.times {
+            let took = if times == 0 { 0 } else { now.boot.saturating_sub(at) };
+            overtaken.noticed = (overtaken.times, now.boot, took);
+        }
     }
 
-    /// `job` of `rule` succeeded, begun when all was in place that was overtaken. `generation`: what was in place then.
-    pub(super) fn went_well_before(&mut self, rule: usize, job: Job, generation: GenId) {
+    /// `job` of `rule` succeeded, begun when all was in place that was overtaken.
+    pub(super) fn went_well_before(&mut self, rule: usize, job: Job) {
         let Some(overtaken) = &mut self.overtaken else { return };
         let done = overtaken.done.entry(rule).or_default();
         match job {
-            Job::Tell => (done.told, done.told_for) = (true, Some(generation)),
-            Job::Ask => done.verified = true,
+            Job::Tell => {
+                done.told = true;
+                overtaken.agreed.remove(&rule);
+            }
+            Job::Ask => {
+                done.verified = true;
+                overtaken.agreed.insert(rule);
+            }
         }
     }
 
@@ -113,24 +134,23 @@ impl Machine {
 
     /// One answer for what was overtaken was not the right one.
     pub(super) fn disagreed_before(&mut self, rule: usize, what: String, now: Now) {
-        let Some(verify) = self.rules[rule].verify.clone() else { return };
-        if self.is_asked_again(verify.within, now) != Some(false) {
-            return;
-        }
-        self.asking = None;
-        self.fault(rule, Job::Ask, what, now);
-        self.not_before = 0;
+        let Some(within) = self.rules[rule].verify.as_ref().map(|verify| verify.within) else { return };
+        let asked_again = self.is_asked_again(within, now);
         let Some(overtaken) = &mut self.overtaken else { return };
-        let done = overtaken.done.entry(rule).or_default();
-        (done.told, done.retold) = (false, done.retold.saturating_add(1));
-        if verify.on_failure == OnFailure::Refresh && done.retold <= verify.refreshes {
-            return;
+        let (times, at, took) = overtaken.noticed;
+        let rests =
+            times == overtaken.times && now.boot.saturating_sub(at) >= took.saturating_mul(2).min(REST);
+        match asked_again {
+            // nothing is asked any more
+            None => return,
+            Some(true) if !rests => return,
+            Some(true) => overtaken.times = 1,
+            Some(false) => {
+                self.overtaken = None;
+                self.fault(rule, Job::Ask, what, now);
+            }
         }
-        // that is shown until it agrees; what is in place now is told as if nothing had been before
-        self.overtaken = None;
-        if let Some(fault) = &mut self.saved.fault {
-            fault.failed = true;
-        }
+        (self.asking, self.not_before) = (None, 0);
     }
 
     /// When nothing is left to do of what was overtaken, that generation is complete.
@@ -146,19 +166,35 @@ impl Machine {
         let (Some(overtaken), Some(pending)) = (self.overtaken.take(), &mut self.saved.pending) else {
             return;
         };
-        let generation = Some(overtaken.generation);
+        // all of a newer one perhaps, of which every rule was told
+        let told = |rule: &usize| self.saved.told.get(&self.rules[*rule].name).copied();
+        let agreed = |rule: &usize| self.rules[*rule].verify.is_none() || overtaken.agreed.contains(rule);
+        let last = overtaken.rules.iter().map(told).reduce(|a, b| a.filter(|_| a == b)).flatten();
+        let unasked = &self.saved.unasked;
+        let concerns = |(_, rule): &(usize, &Rule)| {
+            overtaken.newer.concerns(rule.when.as_ref()) || unasked.contains(&rule.name)
+        };
+        let newer: Vec<usize> = self.rules.iter().enumerate().filter(concerns).map(|(i, _)| i).collect();
+        let all =
+            newer.iter().all(|rule| overtaken.rules.contains(rule)) && overtaken.rules.iter().all(agreed);
+        let whole = last.filter(|last| *last == overtaken.generation || all && *last < pending.generation);
+        let generation = Some(whole.unwrap_or(overtaken.generation));
+        self.saved.had = whole.or(self.saved.had);
+        let still: BTreeSet<&String> = newer.iter().map(|rule| &self.rules[*rule].name).collect();
+        self.saved.failed.retain(|rule, _| still.contains(rule));
+        self.saved.disagreed.retain(|rule, _| still.contains(rule));
+        self.saved.fault.take_if(|fault| !still.contains(&fault.rule));
         pending.changed = overtaken.newer;
         // what was new to ask was asked
-        let asked = |rule: usize| self.rules[rule].name.clone();
-        for name in overtaken.rules.iter().copied().map(asked) {
-            self.saved.unasked.remove(&name);
+        for rule in &overtaken.rules {
+            self.saved.unasked.remove(&self.rules[*rule].name);
         }
         self.saved.refreshed = self.saved.refreshed.max(generation);
         (self.saved.verified, self.saved.complete) = (generation, generation);
         if self.saved.unasked.is_empty() {
             self.saved.asks = Some(super::questions(&self.rules));
         }
-        (self.saved.attempts, self.asking) = (0, None);
+        (self.saved.attempts, self.in_attempt, self.asking) = (0, false, None);
         self.outcomes += 1;
         self.dirty = true;
     }

@@ -87,7 +87,8 @@ fn a_server_that_hangs_holds_up_the_pruning_for_seconds_only() {
     change(&c, &a, "1");
     c.scratch.write("b/hangs", "");
     c.scratch.write("a/tree/x", "2");
-    until("the change", || c.scratch.read("b/tree/x") == b"2");
+    until("that the server is told", || b.own()["state"] == "refreshing");
+    assert_eq!(c.scratch.read("b/tree/x"), b"2");
     until("the pruning", || commits(&c.tree("b")).len() == 1);
     assert_eq!(b.own()["state"], "refreshing");
 }

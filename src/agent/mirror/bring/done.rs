@@ -69,6 +69,7 @@ impl Engine {
             shared.files = newest.files;
             shared.content = Some(outcome.content);
             shared.drift = 0;
+            shared.is_mended(newest.id);
             shared.trouble.clear();
         }
         tree.mark_applied(newest);
