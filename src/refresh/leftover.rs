@@ -1,6 +1,7 @@
 //! Programs that a killed agent left running. A run that was under way has its list in the state directory, under a name
 //! of its own, and all that the run began has that name in its environment. What a run that was over left running has another
-//! name, and stays; so does what made itself a session of its own, as servers do: a time limit would not end it either.
+//! name, and stays; so does what made itself a session of its own, as servers do: a time limit would not end it either. Nor is
+//! this agent ended, or who started it, when that was begun by such a run itself, as by a hook that puts in a new version.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, getsid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::disk::boot_ms;
 use crate::model::escaped;
@@ -20,7 +21,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A name for a run's list: this session, and what tells it from all others.
 pub(super) fn name() -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let session = getsid(None).map_or(0, |pid| pid.as_raw_nonzero().get());
+    // of a process whose session began outside of its pid namespace it is 0, and no list's
+    let session = Stat::of("self").map_or(0, |stat| stat.session);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     format!("changed-{session}-{}-{}-{number}", std::process::id(), boot_ms())
 }
@@ -37,24 +39,46 @@ pub(super) async fn end(dir: PathBuf) {
         let dir = dir.clone();
         async move { tokio::task::spawn_blocking(move || left(&dir)).await.unwrap_or_default() }
     };
-    let mut all = found().await;
-    if all.is_empty() {
+    if found().await.is_empty() {
         return;
     }
     tracing::warn!("an earlier agent was killed while {} ran; what it left is ended", escaped(&dir));
     for signal in [Signal::TERM, Signal::KILL] {
-        for pid in &all {
+        // a number that was found before may be another process's by now
+        for pid in found().await {
             // it may just have ended
-            let _ = kill_process(*pid, signal);
+            let _ = kill_process(pid, signal);
         }
         for _ in 0..GRACE.as_millis() / LOOK.as_millis() {
-            all = found().await;
-            if all.is_empty() {
+            if found().await.is_empty() {
                 return;
             }
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// What is of use here in `/proc/PID/stat`.
+struct Stat {
+    parent: i32,
+    session: i32,
+}
+
+impl Stat {
+    fn of(process: &str) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // PID (NAME) STATE PARENT GROUP SESSION; a name may hold anything
+        let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(1);
+        let mut next = |skip| words.nth(skip)?.parse().ok();
+        Some(Self { parent: next(0)?, session: next(1)? })
+    }
+}
+
+/// This process, and all that it descends from.
+fn ancestors() -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).ok();
+    let parent = |pid: &i32| Stat::of(&pid.to_string()).map(|stat| stat.parent).filter(|parent| *parent > 0);
+    std::iter::successors(own, parent).collect()
 }
 
 /// The processes of runs whose lists are in `dir`.
@@ -71,16 +95,30 @@ fn left(dir: &Path) -> Vec<Pid> {
     if runs.is_empty() {
         return Vec::new();
     }
+    let ours = ancestors();
     let of_run = |process: std::fs::DirEntry| {
-        let pid: i32 = process.file_name().to_str()?.parse().ok()?;
+        let name = process.file_name();
+        let pid: i32 = name.to_str()?.parse().ok().filter(|pid| !ours.contains(pid))?;
         let environment = std::fs::read(process.path().join("environ")).ok()?;
-        let stat = std::fs::read_to_string(process.path().join("stat")).ok()?;
-        // PID (NAME) STATE PARENT GROUP SESSION; a name may hold anything
-        let session: i32 = stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()?;
+        let session = Stat::of(name.to_str()?)?.session;
         let is_of = |(of, variable): &(i32, Vec<u8>)| {
             *of == session && environment.split(|b| *b == 0).any(|v| v == variable.as_slice())
         };
         runs.iter().any(is_of).then(|| Pid::from_raw(pid))?
     };
     std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(of_run).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_asked_about_has_a_parent_and_a_session() {
+        let stat = Stat::of("self").unwrap();
+        assert_eq!(u32::try_from(stat.parent).unwrap(), std::os::unix::process::parent_id());
+        let session = rustix::process::getsid(None).unwrap().as_raw_nonzero().get();
+        assert_eq!(stat.session, session);
+        assert_eq!(ancestors()[..2], [i32::try_from(std::process::id()).unwrap(), stat.parent]);
+    }
 }

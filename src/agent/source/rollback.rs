@@ -206,6 +206,7 @@ impl Engine {
             phase: Phase::Begun,
             against: Some(head),
             before: None,
+            taken_up: false,
         };
         let (before, was_rolled) = (self.rolling.clone(), self.rolled);
         self.begin_record(rolling)?;

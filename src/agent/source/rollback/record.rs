@@ -28,6 +28,9 @@ pub(in crate::agent::source) struct Rolling {
     /// The rollback before it, as long as this one may have changed nothing and that one is neither published nor given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) before: Option<Box<Rolling>>,
+    /// Taken up again from `before`: what is staged is not its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) taken_up: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +54,9 @@ impl Rolling {
         }
         match self.phase {
             Phase::Begun => self.before?.resumed(newest, false),
-            Phase::Staged if undecided => self.before?.resumed(newest, false),
+            Phase::Staged if undecided && !self.taken_up => {
+                Rolling { taken_up: true, ..*self.before? }.resumed(newest, false)
+            }
             Phase::Staged | Phase::Done => Some(self),
         }
     }
@@ -120,7 +125,7 @@ mod tests {
     fn rolling(phase: Phase, against: Option<GenId>) -> Rolling {
         let root =
             Root { object: Digest::of(b"o"), content: Digest::of(b"c"), header: RootHeader::default() };
-        Rolling { to: id(1), root, approved: None, phase, against, before: None }
+        Rolling { to: id(1), root, approved: None, phase, against, before: None, taken_up: false }
     }
 
     #[test]
@@ -153,7 +158,10 @@ mod tests {
         assert_eq!(later.clone().resumed(id(4), true), None);
         let unresolved = Rolling { to: id(2), ..later.clone() };
         let later = Rolling { before: Some(Box::new(unresolved.clone())), ..later };
-        assert_eq!(later.clone().resumed(id(4), true), Some(unresolved));
+        let taken_up = Rolling { taken_up: true, ..unresolved };
+        assert_eq!(later.clone().resumed(id(4), true), Some(taken_up.clone()));
+        // also by the start after one that was killed before it had emptied the staging directory
+        assert_eq!(taken_up.clone().resumed(id(4), true), Some(taken_up));
         assert_eq!(later.clone().resumed(id(4), false), Some(later));
     }
 
