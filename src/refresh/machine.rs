@@ -88,6 +88,13 @@ pub(super) enum Forced {
     Begun,
 }
 
+impl Rule {
+    /// How far it is when nothing that concerns it has changed: it is asked, and told only when it never was.
+    fn only_asked(&self, told: &BTreeMap<String, GenId>) -> Progress {
+        Progress { print: self.print.clone(), told: told.contains_key(&self.name), ..Progress::default() }
+    }
+}
+
 /// What each rule asks.
 fn questions(rules: &[Rule]) -> BTreeMap<String, String> {
     let of = |rule: &Rule| rule.verify.as_ref().map(|verify| verify.print.clone()).unwrap_or_default();
@@ -116,14 +123,14 @@ fn note_questions(rules: &[Rule], saved: &mut Saved) {
         return;
     }
     saved.verified = None;
+    let told = &saved.told;
     let new = || Pending { generation: in_place, changed: Changed::default(), done: BTreeMap::new() };
     let pending = saved.pending.get_or_insert_with(new);
     for rule in rules.iter().filter(|rule| saved.unasked.contains(&rule.name)) {
         if !pending.changed.concerns(rule.when.as_ref()) {
             let progress = pending.done.entry(rule.name.clone()).or_default();
             if progress.print != rule.print {
-                let told = saved.told.contains_key(&rule.name);
-                *progress = Progress { print: rule.print.clone(), told, ..Progress::default() };
+                *progress = rule.only_asked(told);
             }
         }
     }
@@ -304,12 +311,7 @@ impl Machine {
             // of this one nothing changed, and it is only asked
             self.saved.unasked.contains(&rule.name) && !changed.concerns(rule.when.as_ref())
         });
-        let told = |rule: &Rule| Progress {
-            print: rule.print.clone(),
-            told: self.saved.told.contains_key(&rule.name),
-            ..Progress::default()
-        };
-        let done = done.map(|rule| (rule.name.clone(), told(rule))).collect();
+        let done = done.map(|rule| (rule.name.clone(), rule.only_asked(&self.saved.told))).collect();
         self.saved.pending = Some(Pending { generation, changed, done });
         self.conclude();
     }
@@ -374,10 +376,9 @@ impl Machine {
             return Next::Wait(Some(at));
         }
         self.next_id += 1;
-        let told = |rule: usize| self.done(rule).is_some_and(|done| done.told);
         let counts = match job {
             Job::Tell => self.is_next(rule),
-            Job::Ask => told(rule),
+            Job::Ask => self.is_told(rule),
         };
         let generation = if job == Job::Tell { pending.generation } else { self.asked_for(rule, pending) };
         let concerns = pending.changed.concerns(its.when.as_ref());
@@ -471,7 +472,7 @@ impl Machine {
             (done.told, done.verified) = (true, false);
         }
         self.well(rule, Some(Job::Tell));
-        let all = self.concerned().all(|rule| self.done(rule).is_some_and(|done| done.told));
+        let all = self.concerned().all(|rule| self.is_told(rule));
         if let (true, Some(pending)) = (all, &self.saved.pending) {
             self.saved.refreshed = Some(pending.generation);
         }
@@ -546,19 +547,24 @@ impl Machine {
 
     /// The rules that the pending changes concern, in order.
     fn concerned(&self) -> impl Iterator<Item = usize> {
-        let rules = self.saved.pending.iter().flat_map(|pending| {
-            let unasked = &self.saved.unasked;
-            let concerned =
-                |rule: &Rule| pending.changed.concerns(rule.when.as_ref()) || unasked.contains(&rule.name);
-            self.rules.iter().enumerate().filter(move |(_, rule)| concerned(rule))
-        });
-        rules.map(|(i, _)| i)
+        self.saved.pending.iter().flat_map(|pending| self.concerned_by(&pending.changed))
+    }
+
+    /// The rules that `changed` concerns, or whose question is new, in order.
+    fn concerned_by(&self, changed: &Changed) -> impl Iterator<Item = usize> {
+        let unasked = &self.saved.unasked;
+        let concerned = |rule: &Rule| changed.concerns(rule.when.as_ref()) || unasked.contains(&rule.name);
+        self.rules.iter().enumerate().filter(move |(_, rule)| concerned(rule)).map(|(i, _)| i)
+    }
+
+    /// Whether `rule` was told of the newest generation.
+    fn is_told(&self, rule: usize) -> bool {
+        self.done(rule).is_some_and(|done| done.told)
     }
 
     /// Whether the newest generation was told of to all that comes before `rule`.
     fn is_next(&self, rule: usize) -> bool {
-        let told = |rule: usize| self.done(rule).is_some_and(|done| done.told);
-        self.concerned().take_while(|first| *first < rule).all(told)
+        self.concerned().take_while(|first| *first < rule).all(|first| self.is_told(first))
     }
 
     /// The generation that `rule` asks for: the one that it was told of. Where that is not the newest one, the server may be
@@ -566,7 +572,7 @@ impl Machine {
     fn asked_for(&self, rule: usize, pending: &Pending) -> GenId {
         let (told, name) = (&self.saved.told, &self.rules[rule].name);
         let own = told.get(name).copied().unwrap_or(pending.generation);
-        if self.done(rule).is_some_and(|done| done.told) && !self.saved.unasked.contains(name) {
+        if self.is_told(rule) && !self.saved.unasked.contains(name) {
             return pending.generation;
         }
         let ahead = told.values().copied().max().filter(|ahead| (own..=pending.generation).contains(ahead));
@@ -582,13 +588,20 @@ impl Machine {
     }
 
     fn newest_step(&self) -> Option<(usize, Job)> {
-        let lacks = |rule: &usize, of: fn(&Progress) -> bool| !self.done(*rule).is_some_and(of);
-        let tell = self.concerned().find(|rule| lacks(rule, |done| done.told));
-        let ask = || {
-            let asked = |rule: &usize| self.rules[*rule].verify.is_some();
-            self.concerned().find(|rule| asked(rule) && lacks(rule, |done| done.verified))
-        };
-        tell.map(|rule| (rule, Job::Tell)).or_else(|| ask().map(|rule| (rule, Job::Ask)))
+        let agreed = |rule| self.done(rule).is_some_and(|done| done.verified);
+        self.first_lack(|| self.concerned(), |rule| self.is_told(rule), agreed)
+    }
+
+    /// The first of `rules` to be told, or, when all were told, to be asked.
+    fn first_lack<I: Iterator<Item = usize>>(
+        &self,
+        rules: impl Fn() -> I,
+        told: impl Fn(usize) -> bool,
+        agreed: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Job)> {
+        let tell = rules().find(|rule| !told(*rule)).map(|rule| (rule, Job::Tell));
+        let lacks = |rule: &usize| self.rules[*rule].verify.is_some() && !agreed(*rule);
+        tell.or_else(|| rules().find(lacks).map(|rule| (rule, Job::Ask)))
     }
 
     fn done(&self, rule: usize) -> Option<&Progress> {

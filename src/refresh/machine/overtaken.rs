@@ -9,11 +9,11 @@
 //! meant to mend it), the newest one is told at once and all begins anew. That it did not agree is shown then, and no verdict:
 //! a server may have been ahead of the question.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::super::changed::Changed;
-use super::super::saved::{Pending, Progress};
-use super::{Job, Machine, Now, Rule};
+use super::super::saved::Pending;
+use super::{Job, Machine, Now};
 use crate::model::GenId;
 
 /// A generation that was in place and is not complete, while a newer one is pending.
@@ -21,7 +21,9 @@ pub(super) struct Overtaken {
     generation: GenId,
     /// The rules that it concerns.
     rules: Vec<usize>,
-    done: BTreeMap<usize, Progress>,
+    /// Who was told, and who agreed.
+    told: BTreeSet<usize>,
+    verified: BTreeSet<usize>,
     /// What changed after it.
     newer: Changed,
     /// How often a newer generation came since.
@@ -34,12 +36,6 @@ pub(super) struct Overtaken {
 
 /// Changes that come more seldom than this, in ms, do not keep the newest one from being told.
 const REST: u64 = 10_000;
-
-impl Overtaken {
-    fn lacks(&self, rule: usize, of: fn(&Progress) -> bool) -> bool {
-        !self.done.get(&rule).is_some_and(of)
-    }
-}
 
 impl Machine {
     /// `generation` comes into place while `pending` is not complete. Says whether what is asked goes on to be asked.
@@ -69,20 +65,21 @@ impl Machine {
             running.counts_before = running.counts;
         }
         if !failed && (under_way || pending.done.values().any(|done| done.told)) {
-            let concerns = |rule: &usize| {
-                let rule = &self.rules[*rule];
-                pending.changed.concerns(rule.when.as_ref()) || self.saved.unasked.contains(&rule.name)
-            };
-            let rules: Vec<usize> = (0..self.rules.len()).filter(concerns).collect();
-            let done = rules.iter().filter_map(|rule| {
-                let done = pending.done.get(&self.rules[*rule].name)?;
-                Some((*rule, done.clone()))
+            let rules: Vec<usize> = self.concerned_by(&pending.changed).collect();
+            let done = |rule: &usize| pending.done.get(&self.rules[*rule].name);
+            let told = rules.iter().copied().filter(|rule| done(rule).is_some_and(|d| d.told)).collect();
+            let verified: BTreeSet<usize> =
+                rules.iter().copied().filter(|rule| done(rule).is_some_and(|d| d.verified)).collect();
+            self.overtaken = Some(Overtaken {
+                generation: pending.generation,
+                rules,
+                told,
+                agreed: verified.clone(),
+                verified,
+                newer: changed.clone(),
+                times: 1,
+                noticed: (0, 0, 0),
             });
-            let done: BTreeMap<usize, Progress> = done.collect();
-            let agreed = done.iter().filter(|(_, done)| done.verified).map(|(rule, _)| *rule).collect();
-            let (generation, newer) = (pending.generation, changed.clone());
-            self.overtaken =
-                Some(Overtaken { generation, rules, done, newer, times: 1, noticed: (0, 0, 0), agreed });
         }
         false
     }
@@ -90,13 +87,12 @@ impl Machine {
     /// The first thing that is not done yet of what was overtaken, when that comes first.
     pub(super) fn overtaken_step(&self) -> Option<(usize, Job)> {
         let overtaken = self.overtaken.as_ref().filter(|overtaken| overtaken.times > 1)?;
-        let rules = || overtaken.rules.iter().copied();
-        let tell = rules().find(|rule| overtaken.lacks(*rule, |done| done.told));
-        let ask = || {
-            let mut asked = rules().filter(|rule| self.rules[*rule].verify.is_some());
-            asked.find(|rule| overtaken.lacks(*rule, |done| done.verified))
-        };
-        tell.map(|rule| (rule, Job::Tell)).or_else(|| ask().map(|rule| (rule, Job::Ask)))
+        self.lack_of(overtaken)
+    }
+
+    fn lack_of(&self, overtaken: &Overtaken) -> Option<(usize, Job)> {
+        let told = |rule| overtaken.told.contains(&rule);
+        self.first_lack(|| overtaken.rules.iter().copied(), told, |rule| overtaken.verified.contains(&rule))
     }
 
     /// Keeps count of how often a newer one comes.
@@ -112,14 +108,13 @@ impl Machine {
     /// `job` of `rule` succeeded, begun when all was in place that was overtaken.
     pub(super) fn went_well_before(&mut self, rule: usize, job: Job) {
         let Some(overtaken) = &mut self.overtaken else { return };
-        let done = overtaken.done.entry(rule).or_default();
         match job {
             Job::Tell => {
-                done.told = true;
+                overtaken.told.insert(rule);
                 overtaken.agreed.remove(&rule);
             }
             Job::Ask => {
-                done.verified = true;
+                overtaken.verified.insert(rule);
                 overtaken.agreed.insert(rule);
             }
         }
@@ -127,8 +122,8 @@ impl Machine {
 
     /// The newest one is told again, because it did not agree; what was overtaken with it.
     pub(super) fn tell_again_before(&mut self, rule: usize) {
-        if let Some(done) = self.overtaken.as_mut().and_then(|overtaken| overtaken.done.get_mut(&rule)) {
-            (done.told, done.retold) = (false, done.retold.saturating_add(1));
+        if let Some(overtaken) = &mut self.overtaken {
+            overtaken.told.remove(&rule);
         }
     }
 
@@ -155,14 +150,11 @@ impl Machine {
 
     /// When nothing is left to do of what was overtaken, that generation is complete.
     pub(super) fn conclude_overtaken(&mut self) {
-        let Some(overtaken) = &self.overtaken else { return };
-        let is_done = |rule: &usize| {
-            !overtaken.lacks(*rule, |done| done.told)
-                && (self.rules[*rule].verify.is_none() || !overtaken.lacks(*rule, |done| done.verified))
-        };
-        if !overtaken.rules.iter().all(is_done) {
+        if self.overtaken.as_ref().is_none_or(|overtaken| self.lack_of(overtaken).is_some()) {
             return;
         }
+        // there before the pending one is borrowed
+        let newer: Vec<usize> = self.overtaken.iter().flat_map(|o| self.concerned_by(&o.newer)).collect();
         let (Some(overtaken), Some(pending)) = (self.overtaken.take(), &mut self.saved.pending) else {
             return;
         };
@@ -170,11 +162,6 @@ impl Machine {
         let told = |rule: &usize| self.saved.told.get(&self.rules[*rule].name).copied();
         let agreed = |rule: &usize| self.rules[*rule].verify.is_none() || overtaken.agreed.contains(rule);
         let last = overtaken.rules.iter().map(told).reduce(|a, b| a.filter(|_| a == b)).flatten();
-        let unasked = &self.saved.unasked;
-        let concerns = |(_, rule): &(usize, &Rule)| {
-            overtaken.newer.concerns(rule.when.as_ref()) || unasked.contains(&rule.name)
-        };
-        let newer: Vec<usize> = self.rules.iter().enumerate().filter(concerns).map(|(i, _)| i).collect();
         let all =
             newer.iter().all(|rule| overtaken.rules.contains(rule)) && overtaken.rules.iter().all(agreed);
         let whole = last.filter(|last| *last == overtaken.generation || all && *last < pending.generation);
