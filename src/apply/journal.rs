@@ -155,12 +155,7 @@ impl Journal {
     /// # Errors
     /// The file cannot be read.
     pub fn pending(control: &Dir) -> Result<Option<Self>> {
-        let file = match control.open_file(NAME.as_bytes()) {
-            Ok(fd) => File::from(fd),
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(e) => return Err(e).context(|| "open the journal".into()),
-        };
-        let mut journal = Self { file };
+        let Some(mut journal) = Self::open(control)? else { return Ok(None) };
         let mut last = None;
         let mut count = 0u64;
         let whole = journal.each(&mut |record| {
@@ -175,19 +170,24 @@ impl Journal {
         }
     }
 
+    /// The file, decided or not; `None` without one.
+    fn open(control: &Dir) -> Result<Option<Self>> {
+        match control.open_file(NAME.as_bytes()) {
+            Ok(fd) => Ok(Some(Self { file: File::from(fd) })),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(e).context(|| "open the journal".into()),
+        }
+    }
+
     /// Whether there is none, or one whose writing was cut off, so that nothing can have been done by it. Of a damaged one
     /// nobody knows; damage of a length that leads beyond the end of the file looks like a cut.
     ///
     /// # Errors
     /// The file cannot be read.
     pub(crate) fn was_never_whole(control: &Dir) -> Result<bool> {
-        let file = match control.open_file(NAME.as_bytes()) {
-            Ok(fd) => File::from(fd),
-            Err(rustix::io::Errno::NOENT) => return Ok(true),
-            Err(e) => return Err(e).context(|| "open the journal".into()),
-        };
+        let Some(mut journal) = Self::open(control)? else { return Ok(true) };
         let mut ended = false;
-        let whole = Self { file }.read(&mut |record| {
+        let whole = journal.read(&mut |record| {
             ended = matches!(record, Record::End { .. });
             Ok(())
         });
