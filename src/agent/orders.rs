@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state::TreeState;
+use crate::disk::ProcessStat;
 use crate::error::{Class, Error, Result};
 use crate::model::{Digest, GenId, Generation, Hold, Mark};
 
@@ -175,12 +176,8 @@ impl Orders {
 impl Process {
     /// The process `pid`, as long as it is there.
     pub(super) fn of(pid: i32) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // the name before it may hold anything; field 22 counts from the pid
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        // a zombie has ended; only its parent has not heard yet
-        fields.next().filter(|state| !["Z", "X"].contains(state))?;
-        Some(Self { pid, started: fields.nth(18)?.parse().ok()? })
+        let stat = ProcessStat::of(pid).filter(|stat| !stat.is_zombie)?;
+        Some(Self { pid, started: stat.started })
     }
 
     /// Whether it has not ended.

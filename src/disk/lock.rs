@@ -48,14 +48,10 @@ impl Holder {
     /// This process.
     pub fn this_process() -> Self {
         let read = |p: &str| std::fs::read_to_string(p).unwrap_or_default().trim().to_owned();
-        let stat = read("/proc/self/stat");
-        // field 22, counted after the command name in parentheses, which may hold anything
-        let started =
-            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
         let command: Vec<String> = std::env::args_os().map(|a| crate::model::escape(a.as_bytes())).collect();
         Self {
             pid: std::process::id(),
-            started: started.unwrap_or(0),
+            started: super::ProcessStat::own().map_or(0, |stat| stat.started),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             host: read("/proc/sys/kernel/hostname"),
             command: command.join(" "),

@@ -21,5 +21,5 @@ pub use lease::{ignore_break_signal, open_for_writing};
 pub use lock::{Holder, Lock, Locked};
 pub use mount::{FsClass, MountId, is_mount_root, place_in_fs};
 pub use owner::{OwnerPolicy, Owners, group_id, user_id};
-pub use process::process_end;
+pub use process::{Stat as ProcessStat, process_end};
 pub use tree::{remove_tree, remove_tree_until, tree_size, tree_size_until};

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::disk::ProcessStat;
 use crate::error::lock;
 use crate::model::escape;
 
@@ -142,12 +143,8 @@ impl Group {
     fn anybody(&self) -> bool {
         let Some(id) = self.id else { return false };
         let of_group = |entry: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
-            // PID (NAME) STATE PARENT GROUP; a name may hold anything
-            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-            let state = fields.next()?;
-            let group: i32 = fields.nth(1)?.parse().ok()?;
-            (group == id.as_raw_nonzero().get() && state != "Z").then_some(())
+            let stat = ProcessStat::of(entry.ok()?.file_name().to_str()?.parse().ok()?)?;
+            (stat.group == id.as_raw_nonzero().get() && !stat.is_zombie).then_some(())
         };
         std::fs::read_dir("/proc").is_ok_and(|mut all| all.any(|entry| of_group(entry).is_some()))
     }

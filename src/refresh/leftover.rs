@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::disk::boot_ms;
+use crate::disk::{ProcessStat, boot_ms};
 use crate::model::escaped;
 
 /// From SIGTERM to SIGKILL.
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) fn name() -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     // of a process whose session began outside of its pid namespace it is 0, and no list's
-    let session = Stat::of("self").map_or(0, |stat| stat.session);
+    let session = ProcessStat::own().map_or(0, |stat| stat.session);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     format!("changed-{session}-{}-{}-{number}", std::process::id(), boot_ms())
 }
@@ -58,26 +58,10 @@ pub(super) async fn end(dir: PathBuf) {
     }
 }
 
-/// What is of use here in `/proc/PID/stat`.
-struct Stat {
-    parent: i32,
-    session: i32,
-}
-
-impl Stat {
-    fn of(process: &str) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        // PID (NAME) STATE PARENT GROUP SESSION; a name may hold anything
-        let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(1);
-        let mut next = |skip| words.nth(skip)?.parse().ok();
-        Some(Self { parent: next(0)?, session: next(1)? })
-    }
-}
-
 /// This process, and all that it descends from.
 fn ancestors() -> Vec<i32> {
     let own = i32::try_from(std::process::id()).ok();
-    let parent = |pid: &i32| Stat::of(&pid.to_string()).map(|stat| stat.parent).filter(|parent| *parent > 0);
+    let parent = |pid: &i32| ProcessStat::of(*pid).map(|stat| stat.parent).filter(|parent| *parent > 0);
     std::iter::successors(own, parent).collect()
 }
 
@@ -97,10 +81,9 @@ fn left(dir: &Path) -> Vec<Pid> {
     }
     let ours = ancestors();
     let of_run = |process: std::fs::DirEntry| {
-        let name = process.file_name();
-        let pid: i32 = name.to_str()?.parse().ok().filter(|pid| !ours.contains(pid))?;
+        let pid: i32 = process.file_name().to_str()?.parse().ok().filter(|pid| !ours.contains(pid))?;
         let environment = std::fs::read(process.path().join("environ")).ok()?;
-        let session = Stat::of(name.to_str()?)?.session;
+        let session = ProcessStat::of(pid)?.session;
         let is_of = |(of, variable): &(i32, Vec<u8>)| {
             *of == session && environment.split(|b| *b == 0).any(|v| v == variable.as_slice())
         };
@@ -114,11 +97,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_asked_about_has_a_parent_and_a_session() {
-        let stat = Stat::of("self").unwrap();
-        assert_eq!(u32::try_from(stat.parent).unwrap(), std::os::unix::process::parent_id());
-        let session = rustix::process::getsid(None).unwrap().as_raw_nonzero().get();
-        assert_eq!(stat.session, session);
-        assert_eq!(ancestors()[..2], [i32::try_from(std::process::id()).unwrap(), stat.parent]);
+    fn this_process_and_who_started_it_come_first() {
+        let own = [std::process::id(), std::os::unix::process::parent_id()];
+        assert_eq!(ancestors()[..2], own.map(|pid| i32::try_from(pid).unwrap()));
     }
 }
