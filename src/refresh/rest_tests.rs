@@ -130,22 +130,11 @@ fn a_server_that_is_ahead_of_what_it_was_told_is_not_said_to_lack_it() {
     }
 }
 
-#[test]
-fn a_question_that_is_not_asked_any_more_is_not_failed() {
-    let asking = || vec![Rule { print: "old".into(), verify: asks(OnFailure::Alert, 0), ..rule("a", &[]) }];
-    let mut m = machine(asking());
-    m.applied(id(1), paths(&["x"]));
-    for at in (0..3000).step_by(50) {
-        if let Next::Run(o) = m.next(now(at)) {
-            m.finished(o.id, if o.job == Job::Tell { Ok(()) } else { bad() }, now(at));
-        }
-    }
-    assert_eq!(m.status(now(3000).boot).state, RefreshState::VerifyFailed);
-    // the verify was wrong, and is taken out
-    let mut m = Machine::new(vec![rule("a", &[])], m.saved().clone(), now(3000), 7);
+/// From `from` to 600 s a change comes every 500 ms, after the first one, and an order takes 700 ms and succeeds.
+fn all_goes_well(m: &mut Machine, from: u64) {
     let mut n = 1;
     let mut running: Option<(Order, u64)> = None;
-    for at in (3000..600_000).step_by(50) {
+    for at in (from..600_000).step_by(50) {
         if at % 500 == 0 {
             n += 1;
             m.applied(id(n), paths(&["x"]));
@@ -159,6 +148,22 @@ fn a_question_that_is_not_asked_any_more_is_not_failed() {
             running = Some((o, at + 700));
         }
     }
+}
+
+#[test]
+fn a_question_that_is_not_asked_any_more_is_not_failed() {
+    let asking = || vec![Rule { print: "old".into(), verify: asks(OnFailure::Alert, 0), ..rule("a", &[]) }];
+    let mut m = machine(asking());
+    m.applied(id(1), paths(&["x"]));
+    for at in (0..3000).step_by(50) {
+        if let Next::Run(o) = m.next(now(at)) {
+            m.finished(o.id, if o.job == Job::Tell { Ok(()) } else { bad() }, now(at));
+        }
+    }
+    assert_eq!(m.status(now(3000).boot).state, RefreshState::VerifyFailed);
+    // the verify was wrong, and is taken out
+    let mut m = Machine::new(vec![rule("a", &[])], m.saved().clone(), now(3000), 7);
+    all_goes_well(&mut m, 3000);
     assert!(m.saved().complete.unwrap().number > 1000, "{:?}", m.saved().complete);
     let status = m.status(now(600_000).boot);
     assert_eq!((status.state != RefreshState::VerifyFailed, status.error), (true, None));
@@ -180,22 +185,7 @@ fn what_failed_of_a_rule_that_means_nothing_any_more_is_over_when_it_is_complete
         now(60_000),
         7,
     );
-    let mut n = 1;
-    let mut running: Option<(Order, u64)> = None;
-    for at in (60_000..600_000).step_by(50) {
-        if at % 500 == 0 {
-            n += 1;
-            m.applied(id(n), paths(&["x"]));
-        }
-        if let Some((o, _)) = running.take_if(|(_, u)| *u <= at) {
-            m.finished(o.id, Ok(()), now(at));
-        }
-        if running.is_none()
-            && let Next::Run(o) = m.next(now(at))
-        {
-            running = Some((o, at + 700));
-        }
-    }
+    all_goes_well(&mut m, 60_000);
     assert!(m.saved().complete.unwrap().number > 900, "{:?}", m.saved().complete);
     let status = m.status(now(600_000).boot);
     assert_eq!((status.failures, status.error), (0, None));

@@ -345,12 +345,7 @@ fn lines_of_json_for_the_journal_begin_with_their_level_too() {
 
 #[test]
 fn a_reload_and_a_restart_of_the_source_leave_no_refusals_and_no_warnings() {
-    let c = Cluster::new(&["a", "b"]);
-    c.source("a", "");
-    c.scratch.write("a/tree/x", "1");
-    c.mirror("b", "a", "");
-    let (a, b) = (c.start("a"), c.start("b"));
-    c.assert_converges(&a, &b, ("a", "b"));
+    let (c, a, b) = super::operate::pair("", "");
     for (from, to) in [("50ms", "60ms"), ("60ms", "70ms"), ("70ms", "80ms")] {
         let before = a.log_text().matches("took over the new configuration").count();
         c.edit("a", from, to);

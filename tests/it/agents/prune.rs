@@ -62,8 +62,8 @@ fn a_server_is_told_before_old_trash_goes() {
     }
 }
 
-#[test]
-fn what_a_crash_kept_from_being_pruned_goes_with_the_next_start() {
+/// One whose server hangs while it is told of the second change.
+fn hanging() -> (Cluster, Agent, Agent) {
     let c = pair("");
     let (a, b) = (c.start("a"), c.start("b"));
     c.assert_converges(&a, &b, ("a", "b"));
@@ -71,6 +71,12 @@ fn what_a_crash_kept_from_being_pruned_goes_with_the_next_start() {
     c.scratch.write("b/hangs", "");
     c.scratch.write("a/tree/x", "2");
     until("the change", || c.scratch.read("b/tree/x") == b"2" && b.own()["state"] == "refreshing");
+    (c, a, b)
+}
+
+#[test]
+fn what_a_crash_kept_from_being_pruned_goes_with_the_next_start() {
+    let (c, _a, b) = hanging();
     let before = commits(&c.tree("b"));
     assert_eq!(before.len(), 2, "{before:?}");
     b.kill();
@@ -81,14 +87,7 @@ fn what_a_crash_kept_from_being_pruned_goes_with_the_next_start() {
 
 #[test]
 fn a_server_that_hangs_holds_up_the_pruning_for_seconds_only() {
-    let c = pair("");
-    let (a, b) = (c.start("a"), c.start("b"));
-    c.assert_converges(&a, &b, ("a", "b"));
-    change(&c, &a, "1");
-    c.scratch.write("b/hangs", "");
-    c.scratch.write("a/tree/x", "2");
-    until("that the server is told", || b.own()["state"] == "refreshing");
-    assert_eq!(c.scratch.read("b/tree/x"), b"2");
+    let (c, _a, b) = hanging();
     until("the pruning", || commits(&c.tree("b")).len() == 1);
     assert_eq!(b.own()["state"], "refreshing");
 }

@@ -52,13 +52,19 @@ fn number(agent: &Agent, key: &str) -> u64 {
     agent.own()[key]["number"].as_u64().unwrap_or(0)
 }
 
-#[test]
-fn a_server_slower_than_the_changes_has_each_of_them_sooner_or_later() {
+/// A mirror whose server takes longer than changes take to come.
+fn slow() -> (Cluster, Agent, Agent) {
     let c = Cluster::new(&["a", "b"]);
     let slow = script(&c, "b", "refresh", "sleep 0.7");
     let keys = format!("[[tree.t.refresh]]\nname = \"slow\"\nexec = [\"{slow}\"]\n");
     let (a, b) = pair(&c, &keys);
     a.order(&["wait", "t"]).code(0);
+    (c, a, b)
+}
+
+#[test]
+fn a_server_slower_than_the_changes_has_each_of_them_sooner_or_later() {
+    let (c, a, b) = slow();
     without_rest(&c, Duration::from_millis(250), || {
         for _ in 0..3 {
             until("a change", || number(&a, "generation") > number(&b, "generation"));
@@ -75,11 +81,7 @@ fn a_server_slower_than_the_changes_has_each_of_them_sooner_or_later() {
 
 #[test]
 fn a_node_that_starts_while_changes_never_rest_is_waited_for() {
-    let c = Cluster::new(&["a", "b"]);
-    let slow = script(&c, "b", "refresh", "sleep 0.7");
-    let keys = format!("[[tree.t.refresh]]\nname = \"slow\"\nexec = [\"{slow}\"]\n");
-    let (a, b) = pair(&c, &keys);
-    a.order(&["wait", "t"]).code(0);
+    let (c, a, b) = slow();
     without_rest(&c, Duration::from_millis(250), || {
         until("a change", || number(&a, "generation") > number(&b, "generation"));
         drop(b);

@@ -22,12 +22,7 @@ fn in_zone(c: &Cluster, node: &str, zone: &str) {
 
 #[test]
 fn wait_at_once_succeeds_where_all_is_well_and_names_who_lags() {
-    let c = Cluster::new(&["a", "b"]);
-    c.source("a", "");
-    c.scratch.write("a/tree/x", "1");
-    c.mirror("b", "a", "");
-    let (a, b) = (c.start("a"), c.start("b"));
-    c.assert_converges(&a, &b, ("a", "b"));
+    let (c, a, b) = super::operate::pair("", "");
     for _ in 0..5 {
         let ran = a.order(&["wait", "t", "--timeout", "0s"]).code(0);
         assert!(ran.out.contains("on 2 nodes"), "{ran:?}");
@@ -153,12 +148,7 @@ fn a_node_whose_server_fails_with_the_next_generation_does_not_count_for_this_on
 
 #[test]
 fn a_paused_node_has_what_it_has_until_somebody_writes_there() {
-    let c = Cluster::new(&["a", "b"]);
-    c.source("a", "");
-    c.scratch.write("a/tree/x", "1");
-    c.mirror("b", "a", "");
-    let (a, b) = (c.start("a"), c.start("b"));
-    c.assert_converges(&a, &b, ("a", "b"));
+    let (c, a, b) = super::operate::pair("", "");
     let n = number(&a);
     b.order(&["pause", "t"]).code(0);
     c.scratch.write("a/tree/x", "2");
@@ -182,12 +172,7 @@ fn a_paused_node_has_what_it_has_until_somebody_writes_there() {
 
 #[test]
 fn a_node_that_is_gone_for_good_is_forgotten_at_once_also_over_a_crash() {
-    let c = Cluster::new(&["a", "b"]);
-    c.source("a", "");
-    c.scratch.write("a/tree/x", "1");
-    c.mirror("b", "a", "");
-    let (a, b) = (c.start("a"), c.start("b"));
-    c.assert_converges(&a, &b, ("a", "b"));
+    let (c, a, b) = super::operate::pair("", "");
     let has_history =
         |a: &Agent| a.order(&["history", "t", "--json"]).code(0).out.contains("\"converged_ms\":{\"b\":");
     until("the history", || has_history(&a));
