@@ -21,15 +21,15 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A name for a run's list: this session, and what tells it from all others.
 pub(super) fn name() -> String {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    // of a process whose session began outside of its pid namespace it is 0, and no list's
-    let session = ProcessStat::own().map_or(0, |stat| stat.session);
+    // 0 for a session that began outside of our pid namespace, as of all that stay in it
+    let session = ProcessStat::own().map_or_else(|| "unknown".to_owned(), |stat| stat.session.to_string());
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     format!("changed-{session}-{}-{}-{number}", std::process::id(), boot_ms())
 }
 
 /// The session that such a name says.
 fn session_of(name: &str) -> Option<i32> {
-    name.strip_prefix("changed-")?.split('-').next()?.parse().ok().filter(|session| *session != 0)
+    name.strip_prefix("changed-")?.split('-').next()?.parse().ok()
 }
 
 /// Ends the programs of runs that were under way when their agent died, whose lists are in `dir`: SIGTERM, and SIGKILL

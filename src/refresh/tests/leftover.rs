@@ -49,3 +49,15 @@ async fn what_a_killed_agent_left_running_is_ended_before_anything_is_told() {
     assert!(others.iter_mut().all(|other| other.0.try_wait().unwrap().is_none()));
     assert!(!exists(&run));
 }
+
+/// As in a container that was entered from outside: the kernel says 0 of our session then.
+#[test]
+fn so_they_are_where_the_session_began_outside_of_the_pid_namespace() {
+    let this = std::env::current_exe().unwrap();
+    let test = "refresh::tests::leftover::what_a_killed_agent_left_running_is_ended_before_anything_is_told";
+    let mut command = Command::new("unshare");
+    let run = command.args(["-Urpf", "--mount-proc"]).arg(this).args(["--exact", test]).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    // where namespaces are forbidden there is nothing to try it with
+    assert!(err.starts_with("unshare:") || run.status.success() && out.contains("1 passed"), "{run:?}");
+}
