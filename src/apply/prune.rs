@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use rustix::io::{Errno, Result as Sys};
 
 use super::control::Control;
-use super::trash::{DRIFT, Keep, TRASH, TREE, drop_empty, numbers};
-use crate::disk::{Dir, remove_tree_until, tree_size_until};
+use super::trash::{DRIFT, Keep, TRASH, TREE, drop_empty, numbers, remove_part, remove_rest};
+use crate::disk::{Dir, tree_size_until};
 use crate::error::{Context as _, Result};
 
 /// Commits whose drift is kept. Each of them is looked at with every commit, so there must be a bound.
@@ -51,6 +51,7 @@ impl Pruner {
         let (mut kept, mut drifts) = (0, 0);
         for seq in &all {
             let Some(at) = open(&trash, *seq)? else { continue };
+            remove_rest(&at, stop)?;
             if at.stat(TREE).is_ok() {
                 kept += 1;
                 if kept > keep.generations {
@@ -117,9 +118,8 @@ impl Pruner {
     }
 
     fn remove(&mut self, at: &Dir, part: (u64, &'static [u8]), stop: &dyn Fn() -> bool) -> Sys<()> {
-        // half of it may be left
         self.sizes.remove(&part);
-        remove_tree_until(at, part.1, stop)
+        remove_part(at, part.1, stop)
     }
 }
 
@@ -177,10 +177,15 @@ mod tests {
             asked.get() > 20
         };
         assert_eq!(pruner.prune(&dir, keep, 1, &stop), Err(Errno::CANCELED));
-        let left = std::fs::read_dir(at.join("trash/1/tree")).unwrap().count();
+        let left = std::fs::read_dir(at.join("trash/1/tree.gone")).unwrap().count();
         assert!((1..50).contains(&left), "{left}");
+        assert!(!at.join("trash/1/tree").exists(), "half of it is offered to nobody");
         pruner.prune(&dir, keep, 1, &|| false).unwrap();
-        assert!(!at.join("trash/1/tree").exists() && at.join("trash/1/drift/2").exists());
+        assert!(!at.join("trash/1/tree.gone").exists() && at.join("trash/1/drift/2").exists());
+        // also where that is all there is
+        fill(at, 2, "tree.gone", 2, 1);
+        pruner.prune(&dir, Keep { generations: 9, bytes: 1000 }, 2, &|| false).unwrap();
+        assert_eq!(commits(at), [1]);
     }
 
     #[test]

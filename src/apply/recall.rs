@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use seek::{Displaced, content_of, seek_trashed};
 
-use super::trash::{DRIFT, TRASH, TREE, drop_empty, noted, numbers};
-use crate::disk::{Dir, FileKind, Stat, remove_tree, tree_size};
+use super::trash::{DRIFT, TRASH, TREE, drop_empty, noted, numbers, remove_part, remove_rest};
+use crate::disk::{Dir, FileKind, Stat, tree_size};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Mtime, Name, TreePath};
 
@@ -68,6 +68,7 @@ pub struct Found {
     pub commit: u64,
     /// How it came there.
     pub part: TrashPart,
+    trash: Dir,
     root: Dir,
     path: TreePath,
 }
@@ -185,7 +186,8 @@ pub fn find_trashed(control: &Dir, path: &TreePath, commit: Option<u64>) -> Resu
                 Err(_) => false,
             };
             if there {
-                return Ok(Found { commit: n, part, root, path: path.clone() });
+                let trash = trash.open(&TreePath::root()).context(|| "open the trash".into())?;
+                return Ok(Found { commit: n, part, trash, root, path: path.clone() });
             }
         }
     }
@@ -210,12 +212,13 @@ pub fn empty_trash(control: &Dir, before: Option<Mtime>, dry_run: bool) -> Resul
             let (files, bytes) = tree_size(&root).context(cannot)?;
             if !dry_run {
                 let home = trash.open_child(commit.to_string().as_bytes()).context(cannot)?;
-                remove_tree(&home, part.dir()).context(cannot)?;
+                remove_part(&home, part.dir(), &|| false).context(cannot)?;
             }
             sum.files += files;
             sum.bytes += bytes;
         }
-        if !dry_run {
+        if !dry_run && let Ok(home) = trash.open_child(commit.to_string().as_bytes()) {
+            remove_rest(&home, &|| false).context(|| format!("empty what commit {commit} displaced"))?;
             drop_empty(&trash, commit);
         }
     }

@@ -4,12 +4,14 @@
 //!
 //! `N/at` is a symbolic link whose target says when the commit was: it comes into being in one step with what it says, and
 //! nothing changes that later, as `chown -R` does the times of the directories.
+//!
+//! What is removed is renamed to `N/tree.gone` or `N/drift.gone` first: a part is whole, or it is not there.
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::control::Control;
-use crate::disk::{Dir, now, tree_size};
+use crate::disk::{Dir, now, remove_tree_until, tree_size};
 use crate::error::{Context as _, Result};
 use crate::model::{Mtime, TreePath};
 
@@ -17,6 +19,7 @@ pub(super) const TRASH: &[u8] = b"trash";
 pub(super) const TREE: &[u8] = b"tree";
 pub(super) const DRIFT: &[u8] = b"drift";
 const AT: &[u8] = b"at";
+const PARTS: [&[u8]; 2] = [TREE, DRIFT];
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +64,34 @@ pub(super) fn noted(home: &Dir) -> Option<Mtime> {
     Some(Mtime { sec: sec.parse().ok()?, nsec })
 }
 
+fn gone(part: &[u8]) -> Vec<u8> {
+    [part, b".gone"].concat()
+}
+
+/// Removes a part from `home` (`trash/N`) until `stop` says so (`CANCELED`). From its first file on it is not there for anybody;
+/// what is left of it then goes with [`remove_rest`].
+pub(super) fn remove_part(home: &Dir, part: &[u8], stop: &dyn Fn() -> bool) -> rustix::io::Result<()> {
+    let gone = gone(part);
+    // two of them have no room under one name
+    remove_tree_until(home, &gone, stop)?;
+    match home.rename(part, home, &gone) {
+        Ok(()) => remove_tree_until(home, &gone, stop),
+        Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes from `home` what a removal that was ended half way has left.
+pub(super) fn remove_rest(home: &Dir, stop: &dyn Fn() -> bool) -> rustix::io::Result<()> {
+    PARTS.iter().try_for_each(|part| remove_tree_until(home, &gone(part), stop))
+}
+
 /// Removes `trash/N` when nothing that was displaced is left in it.
 pub(super) fn drop_empty(trash: &Dir, seq: u64) {
     let name = seq.to_string();
+    let is_missing = |home: &Dir, name: &[u8]| matches!(home.stat(name), Err(Errno::NOENT));
     if let Ok(home) = trash.open_child(name.as_bytes())
-        && [TREE, DRIFT].iter().all(|part| matches!(home.stat(*part), Err(Errno::NOENT)))
+        && PARTS.iter().all(|part| is_missing(&home, part) && is_missing(&home, &gone(part)))
     {
         let _ = home.unlink(AT);
         // fails, as it should, where something else is in it

@@ -6,7 +6,7 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::copy::{attributes, copy};
-use super::{Amount, Found, names};
+use super::{Amount, Found, names, open_part};
 use crate::disk::{Dir, FileKind, Stat, remove_tree};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::TreePath;
@@ -48,6 +48,17 @@ impl Found {
     /// The operating system's.
     pub fn conflicts_in(&self, other: &Found, limit: usize) -> Result<Vec<TreePath>> {
         self.conflicts(&other.root, limit)
+    }
+
+    /// What is removed from the trash is renamed first: where it still is, nothing of it has gone.
+    fn is_whole(&self) -> Result<()> {
+        let now = open_part(&self.trash, self.commit, self.part).and_then(|now| now.stat_self().ok());
+        let was = self.root.stat_self().context(|| "look into the trash".into())?;
+        if now.is_some_and(|now| now.id.ino == was.id.ino) {
+            return Ok(());
+        }
+        let what = format!("what commit {} displaced has just been removed from the trash", self.commit);
+        Err(Error::new(Class::Transient, what))
     }
 
     fn source(&self) -> Result<(Dir, Stat)> {
@@ -173,7 +184,9 @@ impl Found {
                 stack.extend(names(&dir).context(cannot)?.iter().map(|name| path.join(name)));
                 continue;
             }
-            copy(&from, name, tmp, b"new", &mut sum).context(cannot)?;
+            let copied = copy(&from, name, tmp, b"new", &mut sum);
+            self.is_whole()?;
+            copied.context(cannot)?;
             let renamed = match tmp.rename_with(b"new", &at, name, RenameFlags::NOREPLACE) {
                 // where the file system has no such flag a look must do
                 Err(Errno::INVAL | Errno::NOSYS) if at.stat(name).is_err() => tmp.rename(b"new", &at, name),

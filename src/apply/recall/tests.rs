@@ -165,3 +165,23 @@ fn a_commit_is_dated_by_what_it_noted_and_without_that_by_its_directory() {
     assert!(!at.path().join(".syncagent/trash/3").exists());
     assert!(at.path().join(".syncagent/trash/5").exists());
 }
+
+#[test]
+fn what_is_being_removed_is_restored_whole_or_not_at_all() {
+    let (at, root, control) = tree();
+    let home = control.open(&path("trash/3")).unwrap();
+    let found = find_trashed(&control, &path("d"), Some(3)).unwrap();
+    let asked = std::cell::Cell::new(0);
+    let stop = || asked.replace(asked.get() + 1) > 3;
+    remove_part(&home, TREE, &stop).unwrap_err();
+    assert!(at.path().join(".syncagent/trash/3/tree.gone").exists());
+    // by who had found it before, and by who comes now
+    let e = found.restore(&root, Some(&control), &mut Vec::new()).unwrap_err();
+    assert!(e.what.contains("commit 3"), "{e}");
+    assert!(!at.path().join("d").exists(), "a part of it was restored");
+    assert!(find_trashed(&control, &path("d"), Some(3)).is_err());
+    let left = empty_trash(&control, None, true).unwrap();
+    assert_eq!(left, Amount { files: 1, bytes: 8 });
+    assert_eq!(empty_trash(&control, None, false).unwrap(), left);
+    assert_eq!(fs::read_dir(at.path().join(".syncagent/trash")).unwrap().count(), 0);
+}
