@@ -17,7 +17,7 @@ use super::journal::{Ident, Journal, Record};
 use super::ops::Ops;
 use super::stage::Staged;
 use super::unplaced::Unplaced;
-use crate::disk::{Dir, Stat, now};
+use crate::disk::{Dir, Stat, now, sync_dirs};
 use crate::error::{Class, Context as _, Error, PathError, Result};
 use crate::model::{Digest, Kind, Name, TreePath};
 use crate::scan::{Index, changed_within};
@@ -84,12 +84,12 @@ pub fn commit(
         staged.journal.add(&Record::Aside { path })?;
     }
     if staged.synced {
-        sync_names(control.stage_home(), STAGE, &staged.touched)
+        sync_names(control, &staged.touched)
             .context(|| format!("sync the staging directory of {}", control.shown()))?;
     } else {
         control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
     }
-    let mut journal = staged.journal.finish(&control.dir)?;
+    let mut journal = staged.journal.finish()?;
     let mut run = Run::new(control, &mut journal, None)?;
     run.before()?;
     if let Some(at) = staged.at {
@@ -155,19 +155,17 @@ pub(super) fn wait_for_clock(since: crate::model::Mtime) {
     }
 }
 
-/// Makes the names in `dirs` below `home`/`name` durable, and those of the directories above them.
-fn sync_names(home: &Dir, name: &[u8], dirs: &BTreeSet<TreePath>) -> rustix::io::Result<()> {
-    let top = home.open_child(name)?;
-    let all: BTreeSet<TreePath> = dirs.iter().flat_map(TreePath::ancestors).collect();
-    for path in all.iter().rev() {
-        match top.open(path) {
-            Ok(dir) => dir.sync()?,
-            // nothing is staged there
-            Err(Errno::NOENT | Errno::NOTDIR) => {}
-            Err(e) => return Err(e),
-        }
+/// Makes the names in the staged `dirs` durable, those of the directories above them, and the journal's.
+fn sync_names(control: &Control, dirs: &BTreeSet<TreePath>) -> rustix::io::Result<()> {
+    let home = control.stage_home();
+    let stage = home.open_child(STAGE)?;
+    let staged: BTreeSet<TreePath> = dirs.iter().flat_map(TreePath::ancestors).collect();
+    let mut all: Vec<_> = staged.into_iter().map(|path| (&stage, path)).collect();
+    all.push((&control.dir, TreePath::root()));
+    if !std::ptr::eq(home, &control.dir) {
+        all.push((home, TreePath::root()));
     }
-    home.sync()
+    sync_dirs(&all)
 }
 
 /// The last directory opened below a root.

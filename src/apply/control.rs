@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::unplaced::Unplaced;
-use crate::disk::{Dir, FsClass, MountId, remove_tree, write_atomic};
+use crate::disk::{Dir, FsClass, MountId, put_atomic, remove_tree};
 use crate::error::{Class, Context as _, Error, Result};
 use crate::model::{Digest, GenId, TreePath, escaped};
 use crate::plan::CONTROL_DIR;
@@ -253,6 +253,11 @@ impl Control {
         self.write(MARKER, marker)
     }
 
+    /// The same, but for making its name durable: until the caller has synced `.syncagent` a power cut may bring the old one back.
+    pub(crate) fn put_marker(&self, marker: &Marker) -> Result<()> {
+        self.put(MARKER, marker)
+    }
+
     /// The pinned source.
     ///
     /// # Errors
@@ -315,10 +320,15 @@ impl Control {
         serde_json::from_slice(&text).map(Some).map_err(bad)
     }
 
-    fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
+    fn put(&self, name: &str, value: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(value).map_err(|e| Error::integrity(e.to_string()))?;
         text.push(b'\n');
-        write_atomic(&self.dir, name, &text).context(|| format!("write {}/.syncagent/{name}", self.shown()))
+        put_atomic(&self.dir, name, &text).context(|| format!("write {}/.syncagent/{name}", self.shown()))
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        self.put(name, value)?;
+        self.dir.sync().context(|| format!("sync {}/.syncagent", self.shown()))
     }
 
     /// Whether the tree's file system takes changes at all.

@@ -20,7 +20,7 @@ use super::control::{DONE_STAGE, OLD_STAGE, STAGE};
 use super::journal::{Journal, Record, SetAttrs};
 use super::trash;
 use super::unplaced::Unplaced;
-use crate::disk::{now, remove_tree};
+use crate::disk::{now, remove_tree, sync_dirs};
 use crate::error::{Context as _, Result};
 use crate::model::{Kind, TreePath};
 use crate::scan::{Index, changed_within};
@@ -59,10 +59,11 @@ impl Run<'_> {
                     .context(|| format!("unstage {path}"))?;
             }
             trash::set_aside(control, stage, seq, self.drift.union(&self.aside))?;
-            if displaced && keep {
-                trash::keep(control, &self.home, DONE_STAGE, seq)?;
-            }
-            control.dir.sync().context(|| format!("sync {}/.syncagent", control.shown()))?;
+            let kept =
+                (displaced && keep).then(|| trash::keep(control, &self.home, DONE_STAGE, seq)).transpose()?;
+            let changed: Vec<_> =
+                kept.iter().chain([&control.dir]).map(|dir| (dir, TreePath::root())).collect();
+            sync_dirs(&changed).context(|| format!("sync {}/.syncagent", control.shown()))?;
         }
         for name in [DONE_STAGE, OLD_STAGE] {
             remove_tree(&self.home, name)
@@ -70,7 +71,8 @@ impl Run<'_> {
         }
         if let Some(mut marker) = control.marker()? {
             marker.seq = seq;
-            control.set_marker(&marker)?;
+            // durable with the journal's removal; whichever of them is alone after a power cut says that all is over
+            control.put_marker(&marker)?;
         }
         Journal::remove(&control.dir)?;
         if !self.errors.is_empty() {
@@ -137,15 +139,9 @@ impl Run<'_> {
             // a link cannot be opened, and needs the file system's sync
             rustix::fs::fsync(self.control.root.open(&dir)?.open_file(name)?)?;
         }
-        for path in &parents {
-            match self.control.root.open(path) {
-                Ok(dir) => dir.sync()?,
-                Err(Errno::NOENT | Errno::NOTDIR) => {}
-                Err(e) => return Err(e),
-            }
-        }
+        let parents: Vec<_> = parents.into_iter().map(|path| (&self.control.root, path)).collect();
         // what was displaced came into the staging directory in the same renames
-        Ok(())
+        sync_dirs(&parents)
     }
 
     /// Looks at everything that was displaced; says whether there is anything but drift, and what is still staged because

@@ -137,13 +137,12 @@ impl JournalWriter {
         Ok(())
     }
 
-    /// Ends the journal and makes it durable. From here on the commit is decided.
-    pub(crate) fn finish(mut self, control: &Dir) -> Result<Journal> {
+    /// Ends the journal and makes it durable; that of its name the caller has already seen to. From here on the commit is decided.
+    pub(crate) fn finish(mut self) -> Result<Journal> {
         self.add(&Record::End { records: self.frames })?;
         let file =
             self.out.into_inner().map_err(|e| e.into_error()).context(|| "write the journal".into())?;
         file.sync_all().context(|| "sync the journal".into())?;
-        control.sync().context(|| "sync the journal's directory".into())?;
         Ok(Journal { file })
     }
 }
@@ -326,7 +325,7 @@ mod tests {
     fn write(dir: &Dir, records: &[Record]) -> Vec<u8> {
         let mut w = JournalWriter::create(dir).unwrap();
         records.iter().for_each(|r| w.add(r).unwrap());
-        drop(w.finish(dir).unwrap());
+        drop(w.finish().unwrap());
         let mut bytes = Vec::new();
         File::from(dir.open_file(b"journal").unwrap()).read_to_end(&mut bytes).unwrap();
         bytes

@@ -194,7 +194,7 @@ fn drift_was_set_aside(stage: &[u8]) -> (Option<String>, super::Committed) {
     let mut journal = super::journal::JournalWriter::create(&control.dir).unwrap();
     journal.add(&Record::Begin { tree: marker.id.clone(), seq: 1, staging: None }).unwrap();
     records.iter().for_each(|r| journal.add(r).unwrap());
-    drop(journal.finish(&control.dir).unwrap());
+    drop(journal.finish().unwrap());
     // somebody changed it under the commit's hands
     fs::write(at("f"), "drift").unwrap();
     let displaced = control.dir.ensure_dir(stage, 0o700).unwrap();

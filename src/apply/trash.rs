@@ -99,20 +99,17 @@ pub(super) fn drop_empty(trash: &Dir, seq: u64) {
     }
 }
 
-/// Moves a directory into the trash as generation `seq`, or as the next one that is free.
-fn put_away(control: &Control, from: &Dir, name: &[u8], seq: u64) -> Result<()> {
-    for seq in seq.. {
+/// Moves a directory into the trash as generation `seq`, or as the next one that is free. Gives where it is now.
+fn put_away(control: &Control, from: &Dir, name: &[u8], mut seq: u64) -> Result<Dir> {
+    loop {
         let place = generation(control, seq)?;
         match from.rename(name, &place, TREE) {
-            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            Err(Errno::EXIST | Errno::NOTEMPTY) => seq += 1,
             done => {
-                return done
-                    .and_then(|()| place.sync())
-                    .context(|| format!("fill the trash of {}", control.shown()));
+                return done.map(|()| place).context(|| format!("fill the trash of {}", control.shown()));
             }
         }
     }
-    Ok(())
 }
 
 /// Takes drift out of the staging directory, so that it outlives the generation.
@@ -165,14 +162,15 @@ pub(crate) fn set_aside<'p>(
     Ok(())
 }
 
-/// Makes what is left in `home`/`name`, what a commit displaced, its generation.
-pub(crate) fn keep(control: &Control, home: &Dir, name: &[u8], seq: u64) -> Result<()> {
+/// Makes what is left in `home`/`name`, what a commit displaced, its generation. Gives `trash/N`, which is not synced.
+pub(crate) fn keep(control: &Control, home: &Dir, name: &[u8], seq: u64) -> Result<Dir> {
     put_away(control, home, name, seq)
 }
 
 /// Puts a whole replaced tree into the trash.
 pub(crate) fn keep_tree(control: &Control, parent: &Dir, name: &[u8], seq: u64) -> Result<()> {
-    put_away(control, parent, name, seq)
+    let place = put_away(control, parent, name, seq)?;
+    place.sync().context(|| format!("fill the trash of {}", control.shown()))
 }
 
 /// Moves the generations of a replaced tree over.

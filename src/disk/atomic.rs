@@ -12,13 +12,22 @@ use rustix::fs::{Mode, OFlags};
 /// # Errors
 /// What the operating system says; the old file is then still there.
 pub fn write_atomic(dir: &Dir, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    put_atomic(dir, name, bytes)?;
+    dir.sync()?;
+    Ok(())
+}
+
+/// The same without syncing the directory: after a power cut it may be the old one.
+///
+/// # Errors
+/// What the operating system says; the old file is then still there.
+pub fn put_atomic(dir: &Dir, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let tmp = format!("{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::openat(dir, &*tmp, flags, Mode::from_raw_mode(0o600))?);
     file.write_all(bytes)?;
     file.sync_all()?;
     dir.rename(tmp.as_bytes(), dir, name.as_bytes())?;
-    dir.sync()?;
     Ok(())
 }
 
