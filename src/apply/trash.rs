@@ -5,7 +5,8 @@
 //! `N/at` is a symbolic link whose target says when the commit was: it comes into being in one step with what it says, and
 //! nothing changes that later, as `chown -R` does the times of the directories.
 //!
-//! What is removed is renamed to `N/tree.gone` or `N/drift.gone` first: a part is whole, or it is not there.
+//! What is removed is renamed to `N/tree.gone` or `N/drift.gone` first: a part is whole, or it is not there. Only where nothing can be
+//! renamed, as on a full btrfs, it is removed in place.
 
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
@@ -68,8 +69,8 @@ fn gone(part: &[u8]) -> Vec<u8> {
     [part, b".gone"].concat()
 }
 
-/// Removes a part from `home` (`trash/N`) until `stop` says so (`CANCELED`). From its first file on it is not there for anybody;
-/// what is left of it then goes with [`remove_rest`].
+/// Removes a part from `home` (`trash/N`) until `stop` says so (`CANCELED`). From its first file on it is not there for anybody,
+/// where it can be renamed; what is left of it then goes with [`remove_rest`].
 pub(super) fn remove_part(home: &Dir, part: &[u8], stop: &dyn Fn() -> bool) -> rustix::io::Result<()> {
     let gone = gone(part);
     // two of them have no room under one name
@@ -77,7 +78,8 @@ pub(super) fn remove_part(home: &Dir, part: &[u8], stop: &dyn Fn() -> bool) -> r
     match home.rename(part, home, &gone) {
         Ok(()) => remove_tree_until(home, &gone, stop),
         Err(Errno::NOENT) => Ok(()),
-        Err(e) => Err(e),
+        // a full btrfs, or one at its quota, deletes but renames nothing
+        Err(_) => remove_tree_until(home, part, stop),
     }
 }
 

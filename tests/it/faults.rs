@@ -282,3 +282,20 @@ fn unreadable_content_is_named_and_nothing_below_it_is_deleted() {
     }
     assert!(partly > 3, "only {partly} runs were partly done");
 }
+
+#[test]
+fn old_trash_goes_also_where_nothing_can_be_renamed() {
+    // as on a btrfs that is full, or at its quota
+    let bed = Bed::new(2);
+    for side in [Side::A, Side::B, Side::A] {
+        bed.sync(side, &[]).code(0);
+    }
+    let trash = bed.path().join("dst/.syncagent/trash");
+    let commits = || std::fs::read_dir(&trash).unwrap().count();
+    assert_eq!(commits(), 1);
+    let options = inject("renameat:error=EDQUOT");
+    // the run itself fails: nothing can be noted either
+    let out = traced(&bed.command(Side::A, &["--keep", "0"]), &options).output().unwrap();
+    assert_eq!(commits(), 0, "{out:?}");
+    bed.assert_is(Side::A, "a full file system");
+}

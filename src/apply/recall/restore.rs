@@ -181,7 +181,9 @@ impl Found {
             let there = at.stat(name).is_ok_and(|s| s.kind == FileKind::Dir);
             if kind == FileKind::Dir && there {
                 let dir = from.open_child(name).context(cannot)?;
-                stack.extend(names(&dir).context(cannot)?.iter().map(|name| path.join(name)));
+                let inside = names(&dir).context(cannot)?;
+                self.is_whole()?;
+                stack.extend(inside.iter().map(|name| path.join(name)));
                 continue;
             }
             let copied = copy(&from, name, tmp, b"new", &mut sum);

@@ -179,9 +179,16 @@ fn what_is_being_removed_is_restored_whole_or_not_at_all() {
     let e = found.restore(&root, Some(&control), &mut Vec::new()).unwrap_err();
     assert!(e.what.contains("commit 3"), "{e}");
     assert!(!at.path().join("d").exists(), "a part of it was restored");
+    // nor is it nothing that was there to be restored
+    fs::create_dir_all(at.path().join("d/sub")).unwrap();
+    for name in ["one", "link", "sub/two"] {
+        let _ = fs::remove_file(at.path().join(".syncagent/trash/3/tree.gone/d").join(name));
+    }
+    let e = found.restore(&root, Some(&control), &mut Vec::new()).unwrap_err();
+    assert!(e.what.contains("commit 3"), "{e}");
+    fs::remove_dir_all(at.path().join("d")).unwrap();
     assert!(find_trashed(&control, &path("d"), Some(3)).is_err());
-    let left = empty_trash(&control, None, true).unwrap();
-    assert_eq!(left, Amount { files: 1, bytes: 8 });
-    assert_eq!(empty_trash(&control, None, false).unwrap(), left);
+    // what is left of it goes, too
+    assert_eq!(empty_trash(&control, None, false).unwrap(), Amount { files: 1, bytes: 8 });
     assert_eq!(fs::read_dir(at.path().join(".syncagent/trash")).unwrap().count(), 0);
 }
