@@ -17,7 +17,7 @@ use super::journal::{Ident, Journal, Record};
 use super::ops::Ops;
 use super::stage::Staged;
 use super::unplaced::Unplaced;
-use crate::disk::{Dir, Stat, now, sync_dirs};
+use crate::disk::{Dir, FsClass, Stat, now, sync_dirs};
 use crate::error::{Class, Context as _, Error, PathError, Result};
 use crate::model::{Digest, Kind, Name, TreePath};
 use crate::scan::{Index, changed_within};
@@ -83,11 +83,15 @@ pub fn commit(
     for path in std::mem::take(&mut staged.aside) {
         staged.journal.add(&Record::Aside { path })?;
     }
-    if staged.synced {
+    if !staged.synced {
+        control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+    }
+    // there `syncfs` may not reach the store
+    if staged.synced || control.class == FsClass::Fuse {
         sync_names(control, &staged.touched)
             .context(|| format!("sync the staging directory of {}", control.shown()))?;
     } else {
-        control.dir.sync_fs().context(|| format!("sync the file system of {}", control.shown()))?;
+        control.dir.sync().context(|| format!("sync {}/.syncagent", control.shown()))?;
     }
     let mut journal = staged.journal.finish()?;
     let mut run = Run::new(control, &mut journal, None)?;

@@ -20,7 +20,7 @@ use super::control::{DONE_STAGE, OLD_STAGE, STAGE};
 use super::journal::{Journal, Record, SetAttrs};
 use super::trash;
 use super::unplaced::Unplaced;
-use crate::disk::{now, remove_tree, sync_dirs};
+use crate::disk::{FsClass, now, remove_tree, sync_dirs};
 use crate::error::{Context as _, Result};
 use crate::model::{Kind, TreePath};
 use crate::scan::{Index, changed_within};
@@ -30,7 +30,7 @@ fn parent(path: &TreePath) -> TreePath {
 }
 
 impl Run<'_> {
-    /// `few`: syncs only what the records changed.
+    /// `few`: syncs only what the records changed. On FUSE that is synced in any case: `syncfs` may not reach the store.
     pub(super) fn finish(
         mut self,
         index: Option<&Index>,
@@ -40,7 +40,8 @@ impl Run<'_> {
     ) -> Result<Committed> {
         let control = self.control;
         let at = now();
-        if few && self.sync_changed().is_ok() { Ok(()) } else { control.dir.sync_fs() }
+        let by_names = (few || control.class == FsClass::Fuse) && self.sync_changed().is_ok();
+        if few && by_names { Ok(()) } else { control.dir.sync_fs() }
             .context(|| format!("sync the file system of {}", control.shown()))?;
         self.renames_are_done(seq)?;
         let (displaced, unstage) = self.after(index)?;
